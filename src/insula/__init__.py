@@ -1,0 +1,1 @@
+"""Insula: language models on hardware you own."""

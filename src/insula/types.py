@@ -1,0 +1,105 @@
+"""Plain data that every room shares. No behaviour, no imports from other rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+#: The order in which samplers act unless a request sets its own (llama.cpp's default order).
+DEFAULT_SAMPLERS: tuple[str, ...] = (
+    "penalties",
+    "top_k",
+    "typical_p",
+    "top_p",
+    "min_p",
+    "temperature",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen. Defaults are llama.cpp's, except repeat_penalty off.
+
+    temperature <= 0 means greedy (the highest logit after bias and penalties; ties: lowest id).
+    top_k <= 0, top_p >= 1, min_p <= 0, typical_p >= 1 and penalties at 1 / 0 / 0 are off.
+    repeat_last_n: how many last tokens the penalties see; 0 none, -1 the whole context.
+    seed: None draws one; the report carries the seed that was used.
+    logprobs: None, or how many alternatives per token (0: the chosen token alone).
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_last_n: int = 64
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    samplers: tuple[str, ...] = DEFAULT_SAMPLERS
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLogprob:
+    """One generated token: natural-log probability from the raw (unmodified) distribution."""
+
+    token_id: int
+    token: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What happened to one request. Nothing is silent."""
+
+    engine: str
+    engine_reason: str
+    isa: str
+    threads: int
+    seed: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    time_to_first_token: float
+    prompt_tokens_per_second: float
+    decode_tokens_per_second: float
+    dropped_turns: int = 0
+    dropped_tokens: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """The answer to one request."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] | None
+    report: Report
+    reasoning: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """One piece of a stream. The last one carries finish_reason and the whole Completion."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    completion: Completion | None = None
+
+
+#: A chat message as OpenAI writes it: role, content, and for tools their own keys.
+Message = Mapping[str, Any]
