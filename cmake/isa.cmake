@@ -1,0 +1,80 @@
+# Which files of native/isa/ this target gets, and with which instruction-set flags.
+#
+# One file is one instruction-set level and is compiled with that level's flags, so it may only
+# run after the dispatcher has asked the CPU. Nothing in such a file may have external weak
+# linkage: the linker keeps ONE copy of an inline function, and a copy compiled for AVX-512 that
+# the scalar path calls is an illegal instruction on an older machine. cmake/check_isa_objects.py
+# looks for it.
+#
+# A file of another architecture is left out. A file whose flags the compiler does not know is
+# left out with a message. Each file that is in gets a definition INSULA_HAVE_<NAME>=1 (AVX2,
+# AVXVNNI_EVEX, …) on the whole library, so that the dispatch table lists what was compiled.
+include(CheckCXXCompilerFlag)
+
+if(CMAKE_OSX_ARCHITECTURES)
+  set(INSULA_ARCH "${CMAKE_OSX_ARCHITECTURES}")
+else()
+  set(INSULA_ARCH "${CMAKE_SYSTEM_PROCESSOR}")
+endif()
+if(INSULA_ARCH MATCHES "^(x86_64|AMD64|amd64)$")
+  set(INSULA_ARCH x86_64)
+elseif(INSULA_ARCH MATCHES "^(aarch64|arm64|ARM64)$")
+  set(INSULA_ARCH arm64)
+endif()
+
+# name | architecture | flags of GCC and Clang | flags of MSVC
+set(INSULA_ISA_TABLE
+  "scalar|any||"
+  "avx2|x86_64|-mavx2 -mfma -mf16c|/arch:AVX2"
+  "avxvnni|x86_64|-mavx2 -mfma -mf16c -mavxvnni|/arch:AVX2"
+  "avxvnni_evex|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512vl -mavx512vnni -mprefer-vector-width=256|/arch:AVX512"
+  "avx512|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni|/arch:AVX512"
+  "amx|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16|/arch:AVX512"
+  "neon|arm64||"
+  "neon_dotprod|arm64|-march=armv8.2-a+dotprod+fp16|"
+  "neon_i8mm|arm64|-march=armv8.2-a+dotprod+fp16+i8mm|"
+)
+
+# insula_isa_sources(<sources-out> <definitions-out>)
+function(insula_isa_sources sources_out definitions_out)
+  file(GLOB files CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/native/isa/*.cpp)
+  set(sources)
+  set(definitions)
+  foreach(file IN LISTS files)
+    get_filename_component(name ${file} NAME_WE)
+    set(row)
+    foreach(candidate IN LISTS INSULA_ISA_TABLE)
+      if(candidate MATCHES "^${name}\\|")
+        set(row "${candidate}")
+      endif()
+    endforeach()
+    if(NOT row)
+      message(FATAL_ERROR "native/isa/${name}.cpp has no row in INSULA_ISA_TABLE of cmake/isa.cmake")
+    endif()
+    string(REGEX MATCH "^([^|]*)\\|([^|]*)\\|([^|]*)\\|([^|]*)$" _ "${row}")
+    set(arch "${CMAKE_MATCH_2}")
+    if(MSVC)
+      set(flags "${CMAKE_MATCH_4}")
+    else()
+      set(flags "${CMAKE_MATCH_3}")
+    endif()
+    if(NOT (arch STREQUAL "any" OR arch STREQUAL INSULA_ARCH))
+      continue()
+    endif()
+    string(TOUPPER "${name}" upper)
+    if(flags)
+      set(CMAKE_REQUIRED_QUIET TRUE)
+      check_cxx_compiler_flag("${flags}" INSULA_FLAGS_OF_${upper})
+      if(NOT INSULA_FLAGS_OF_${upper})
+        message(STATUS "native/isa/${name}.cpp left out: the compiler does not know ${flags}")
+        continue()
+      endif()
+    endif()
+    separate_arguments(flag_list NATIVE_COMMAND "${flags}")
+    set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "${flag_list}")
+    list(APPEND sources ${file})
+    list(APPEND definitions INSULA_HAVE_${upper}=1)
+  endforeach()
+  set(${sources_out} ${sources} PARENT_SCOPE)
+  set(${definitions_out} ${definitions} PARENT_SCOPE)
+endfunction()
