@@ -101,5 +101,30 @@ class Chunk:
     completion: Completion | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What was loaded and how it runs. Sizes in bytes, contexts in tokens."""
+
+    name: str
+    path: str
+    arch: str
+    quantization: str
+    parameters: int
+    file_bytes: int
+    n_vocab: int
+    n_layers: int
+    n_embd: int
+    n_ctx_train: int
+    n_ctx: int
+    kv_bytes: int
+    kv_type: str
+    engine: str
+    engine_reason: str
+    isa: str
+    threads: int
+    has_chat_template: bool
+    notes: tuple[str, ...] = ()
+
+
 #: A chat message as OpenAI writes it: role, content, and for tools their own keys.
 Message = Mapping[str, Any]

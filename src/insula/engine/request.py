@@ -1,0 +1,136 @@
+"""What the engine is asked, and the face that every engine shows.
+
+Owns `Request` (ids, sampling, limits, cache salt) and the protocols `Tokenizer`, `Runner` and
+`TextEngine`. The front door (`insula.llm`) speaks to a `TextEngine` and to nothing below it: the
+native and the reference engine are `engine.Engine` over a `Runner`; a backend that brings its
+own scheduler (llama.cpp) implements `TextEngine` itself.
+
+A request's tokens depend on the request alone: not on what else runs, on cache hits or slicing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from insula.types import Chunk, Completion, SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt and how to go on from it.
+
+    ids: the prompt, at least one token.
+    params: with max_tokens None, generation goes on until the model or the context ends it;
+        with max_tokens 0 the prompt is evaluated and nothing is generated.
+    n_ctx: a limit below the engine's own, in tokens of prompt and completion together.
+    salt: requests share cached prefixes only with requests of the same salt.
+    use_cache: False neither reads the prefix cache nor leaves anything in it.
+    on_prompt_logits: called as (start, logits_TV) with the raw float32 logits of prompt
+        positions start, start + 1, ..., each position exactly once and in order. Turns off the
+        reading of cached prefixes. The array is only valid during the call.
+    notes: lines for the report (what was chosen or dropped before the engine was asked).
+    """
+
+    ids: tuple[int, ...]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    n_ctx: int | None = None
+    salt: str = ""
+    use_cache: bool = True
+    on_prompt_logits: Callable[[int, NDArray[np.float32]], None] | None = None
+    notes: tuple[str, ...] = ()
+    dropped_turns: int = 0
+    dropped_tokens: int = 0
+
+
+class Detokenizer(Protocol):
+    """Turns ids into text as they come, never ending in half a character."""
+
+    def push(self, token_id: int, /) -> str: ...
+    def flush(self) -> str: ...
+
+
+class Tokenizer(Protocol):
+    """What engine and front door need of a tokenizer; `insula.tokenizer.Tokenizer` has it."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def eos_id(self) -> int | None: ...
+    @property
+    def eog_ids(self) -> frozenset[int]: ...
+    @property
+    def add_bos(self) -> bool: ...
+    @property
+    def chat_template(self) -> str | None: ...
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]: ...
+    def decode(self, ids: Any, *, skip_special: bool = False) -> str: ...
+    def token_bytes(self, token_id: int, /) -> bytes: ...
+    def detokenizer(self) -> Detokenizer: ...
+
+
+class Runner(Protocol):
+    """Runs a graph over pages of KV cache, one batch per call (see `ops.reference`).
+
+    step: rows_T says which table (sequence) a token belongs to; tokens of one sequence are
+    consecutive and ascend in position; tables[s][p // page_size] is the page of position p;
+    returns logits float32 [len(logit_rows), n_vocab] for those indices into T alone.
+    """
+
+    page_size: int
+    n_pages: int
+    n_vocab: int
+    engine: str
+    isa: str
+    threads: int
+
+    def step(
+        self,
+        tokens: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        rows: NDArray[np.int32],
+        tables: list[NDArray[np.int32]],
+        logit_rows: NDArray[np.int32],
+    ) -> NDArray[np.float32]: ...
+    def copy_page(self, src: int, dst: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Handle(Protocol):
+    """A submitted request. Iterating yields chunks as they come; the last one carries the
+    finish_reason and the whole Completion. Dropping the handle cancels the request."""
+
+    def __iter__(self) -> Iterator[Chunk]: ...
+    def result(self) -> Completion:
+        """Wait for the end. Raises the engine's error if the request failed."""
+        ...
+
+    def cancel(self) -> None:
+        """End the request now; its pages are free within a step. Safe from any thread, twice."""
+        ...
+
+
+class TextEngine(Protocol):
+    """Ids in, chunks out. `reason` says why this engine runs the model and not another."""
+
+    name: str
+    reason: str
+    isa: str
+    threads: int
+    n_ctx: int
+    n_vocab: int
+    tokenizer: Tokenizer
+
+    def submit(self, request: Request) -> Handle:
+        """Check and queue. Raises ConfigError, ContextOverflowError or UnsupportedError."""
+        ...
+
+    def close(self) -> None: ...
