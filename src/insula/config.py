@@ -1,0 +1,117 @@
+"""Every setting that comes from the environment, in one place.
+
+Owns the names, defaults and checks of the INSULA_* variables (and the Hugging Face hub's own).
+Refuses what it cannot use: the error names the variable, the value found and what is allowed.
+Nothing is read at import; `settings()` reads the environment anew on each call.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from insula.errors import ConfigError
+
+ENGINES = ("auto", "native", "reference", "llamacpp")
+KV_TYPES = ("f16", "f32")
+ISAS = ("scalar", "avx2", "avxvnni", "avx512", "neon")
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the environment says. None: not set, the default is chosen where it is used.
+
+    home: where models and state live (INSULA_HOME).
+    engine: which engine runs models (INSULA_ENGINE).
+    isa: instruction-set level forced on the native engine (INSULA_ISA).
+    threads: compute threads (INSULA_THREADS).
+    kv_memory: bytes that the KV cache may take (INSULA_KV_MEMORY, such as 2G).
+    language: language of the program's texts, en or es (INSULA_LANG, else the locale).
+    hub_endpoint, hub_token, offline: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.
+    """
+
+    home: Path
+    engine: str
+    isa: str | None
+    threads: int | None
+    kv_memory: int | None
+    language: str
+    hub_endpoint: str
+    hub_token: str | None
+    offline: bool
+
+    @property
+    def models(self) -> Path:
+        """The model store's folder."""
+        return self.home / "models"
+
+
+def settings(env: Mapping[str, str] | None = None) -> Settings:
+    """Read the environment. Raises ConfigError that names the variable at fault."""
+    env = os.environ if env is None else env
+    get = env.get
+    isa, kv_memory = get("INSULA_ISA"), get("INSULA_KV_MEMORY")
+    return Settings(
+        home=_home(get("INSULA_HOME"), get("XDG_DATA_HOME"), get("LOCALAPPDATA")),
+        engine=_choice("INSULA_ENGINE", get("INSULA_ENGINE") or "auto", ENGINES),
+        isa=_choice("INSULA_ISA", isa, ISAS) if isa else None,
+        threads=_count("INSULA_THREADS", get("INSULA_THREADS")),
+        kv_memory=parse_size(kv_memory, name="INSULA_KV_MEMORY") if kv_memory else None,
+        language=_language(env),
+        hub_endpoint=(get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"),
+        hub_token=get("HF_TOKEN") or None,
+        offline=(get("HF_HUB_OFFLINE") or "").lower() in {"1", "on", "yes", "true"},
+    )
+
+
+def parse_size(value: str | int, *, name: str = "size") -> int:
+    """Bytes from `1500`, `512M`, `2G`, `1.5 GiB` (powers of 1024). Raises ConfigError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None:
+            raise ConfigError(f"{name}: found {value!r}; allowed is a size such as 512M or 2G")
+        size = int(float(match[1]) * _UNITS[match[2].upper()])
+    if size <= 0:
+        raise ConfigError(f"{name}: found {value!r}; a size must be more than 0")
+    return size
+
+
+def _home(home: str | None, xdg: str | None, local: str | None) -> Path:
+    if home:
+        return Path(home).expanduser()
+    if sys.platform == "win32":
+        return (Path(local) if local else Path.home() / "AppData" / "Local") / "insula"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "insula"
+    return (Path(xdg) if xdg else Path.home() / ".local" / "share") / "insula"
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ConfigError(f"{name}: found {value!r}; allowed: {', '.join(allowed)}")
+    return value
+
+
+def _count(name: str, value: str | None) -> int | None:
+    if not value:
+        return None
+    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 1024:
+        raise ConfigError(f"{name}: found {value!r}; allowed is a whole number from 1 to 1024")
+    return int(value)
+
+
+def _language(env: Mapping[str, str]) -> str:
+    for name in ("INSULA_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        value = env.get(name)
+        if value:
+            return "es" if value.lower().startswith("es") else "en"
+    return "en"
