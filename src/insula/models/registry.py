@@ -1,0 +1,77 @@
+"""Which architectures the native engine knows: one row each, one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from insula.errors import UnsupportedError
+from insula.models import gemma3, llama, qwen3
+from insula.models.checkpoint import OTHER_BACKEND, Checkpoint, TensorShape
+from insula.ops.graph import Graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """One row: general.architecture's value, the file that maps it, and who uses it."""
+
+    name: str
+    graph: Callable[[Checkpoint], Graph]
+    models: str
+
+
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            Architecture(
+                name="llama",
+                graph=llama.graph,
+                models="Llama 1-3.x, Mistral, SmolLM2, TinyLlama and their kin",
+            ),
+            Architecture(name="qwen3", graph=qwen3.graph, models="Qwen3, dense"),
+            Architecture(name="gemma3", graph=gemma3.graph, models="Gemma 3, text"),
+        )
+    }
+)
+
+
+class ModelSource(Protocol):
+    """A file of metadata and tensors; `formats.gguf.GGUFFile` is one."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """GGUF metadata by key."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorShape]:
+        """Tensor descriptions by name."""
+        ...
+
+    def dequantize(self, name: str) -> NDArray[np.float32]:
+        """A tensor's values, float32."""
+        ...
+
+
+def build_graph(source: ModelSource) -> Graph:
+    """The op list of a checkpoint.
+
+    Raises UnsupportedError(backend="native") for an architecture or a variant that the native
+    engine does not know, FormatError for metadata or tensors that are missing or contradict
+    each other.
+    """
+    ckpt = Checkpoint(source.metadata, source.tensors, source.dequantize)
+    row = ARCHITECTURES.get(ckpt.arch)
+    if row is None:
+        raise UnsupportedError(
+            f"the native engine does not know the architecture {ckpt.arch!r}, only "
+            f"{', '.join(sorted(ARCHITECTURES))}; {OTHER_BACKEND}",
+            backend="native",
+        )
+    return row.graph(ckpt)

@@ -1,0 +1,127 @@
+"""Rotary frequencies: which angle each pair turns by per position, with every scaling applied.
+
+Owns the schemes by which models are stretched to longer contexts, and how GGUF metadata states
+them. A scheme that is not here is refused by name.
+
+Sources: RoPE arXiv:2104.09864; linear interpolation arXiv:2306.15595; YaRN arXiv:2309.00071;
+the llama3 scheme as in transformers' modeling_rope_utils (Meta's Llama 3.1 release).
+All frequencies are float64 [P], radians per position for each of P rotated pairs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from insula.errors import FormatError, UnsupportedError
+from insula.models.checkpoint import OTHER_BACKEND, Checkpoint
+
+F64 = NDArray[np.float64]
+
+
+def plain(n_rot: int, base: float) -> F64:
+    """base^(-2i/n_rot) for each pair i."""
+    return np.power(np.float64(base), -np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
+
+
+def llama3(freqs: F64, *, factor: float, low: float, high: float, n_ctx_original: int) -> F64:
+    """Long waves slowed by `factor`, short ones kept, those between blended by wavelength."""
+    wavelength = 2 * np.pi / freqs
+    smooth = (n_ctx_original / wavelength - low) / (high - low)
+    blended = (1 - smooth) * freqs / factor + smooth * freqs
+    return np.where(
+        wavelength < n_ctx_original / high,
+        freqs,
+        np.where(wavelength > n_ctx_original / low, freqs / factor, blended),
+    )
+
+
+def yarn(
+    freqs: F64,
+    *,
+    base: float,
+    factor: float,
+    n_ctx_original: int,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+) -> F64:
+    """Pairs that turn often keep their frequency, slow ones are interpolated, a ramp between."""
+    n_rot = 2 * len(freqs)
+
+    def pair_turning(times: float) -> float:
+        turns = n_ctx_original / (times * 2 * math.pi)
+        return n_rot * math.log(turns) / (2 * math.log(base))
+
+    low = max(0, math.floor(pair_turning(beta_fast)))
+    high = min(n_rot - 1, math.ceil(pair_turning(beta_slow)))
+    ramp = (np.arange(len(freqs)) - low) / max(0.001, high - low)
+    keep = 1 - np.clip(ramp, 0, 1)
+    return freqs / factor * (1 - keep) + freqs * keep
+
+
+def from_checkpoint(
+    ckpt: Checkpoint, *, n_rot: int, base: float, layer: int | None = None
+) -> tuple[F64, float]:
+    """(frequencies, mscale) as the file's rope.* metadata and rope_freqs tensor state them.
+
+    Raises UnsupportedError for a scheme that is not known here, FormatError for bad numbers.
+    """
+    freqs = plain(n_rot, base)
+    name = "rope_freqs.weight" if layer is None else f"blk.{layer}.rope_freqs.weight"
+    divisors = ckpt.values(name, n_rot // 2)
+    if divisors is not None:
+        if not np.all(np.isfinite(divisors)) or np.any(divisors <= 0):
+            raise FormatError(f"tensor {name} must hold finite numbers above 0")
+        freqs = freqs / divisors.astype(np.float64)
+
+    # Before rope.scaling.* there was rope.scale_linear; a factor without a type means linear.
+    old = ckpt.number("rope.scale_linear") if ckpt.has("rope.scale_linear") else 1.0
+    has_factor = ckpt.has("rope.scaling.factor")
+    kind = ckpt.text("rope.scaling.type", "linear" if has_factor else "none")
+    match kind:
+        case "none":
+            return freqs / old, 1.0
+        case "linear":
+            return freqs / ckpt.number("rope.scaling.factor", old), 1.0
+        case "llama3":
+            if divisors is not None:  # the tensor is that same scaling, already computed
+                return freqs, 1.0
+            low = ckpt.number("rope.scaling.low_freq_factor")
+            high = ckpt.number("rope.scaling.high_freq_factor")
+            if high <= low:
+                raise FormatError(
+                    f"{ckpt.arch}.rope.scaling.high_freq_factor is {high}, it must be above "
+                    f"low_freq_factor, {low}"
+                )
+            scaled = llama3(
+                freqs,
+                factor=ckpt.number("rope.scaling.factor"),
+                low=low,
+                high=high,
+                n_ctx_original=ckpt.integer("rope.scaling.original_context_length"),
+            )
+            return scaled, 1.0
+        case "yarn":
+            ckpt.refuse("rope.scaling.yarn_log_multiplier")
+            factor = ckpt.number("rope.scaling.factor")
+            scaled = yarn(
+                freqs,
+                base=base,
+                factor=factor,
+                n_ctx_original=ckpt.integer(
+                    "rope.scaling.original_context_length", ckpt.integer("context_length")
+                ),
+                beta_fast=ckpt.number("rope.scaling.yarn_beta_fast", 32.0),
+                beta_slow=ckpt.number("rope.scaling.yarn_beta_slow", 1.0),
+            )
+            mscale = 1.0 if factor <= 1 else 1.0 + 0.1 * math.log(factor)
+            return scaled, mscale * ckpt.number("rope.scaling.attn_factor", 1.0)
+        case _:
+            raise UnsupportedError(
+                f"the native engine does not know the rope scaling {kind!r} "
+                f"({ckpt.arch}.rope.scaling.type), only none, linear, llama3 and yarn; "
+                f"{OTHER_BACKEND}",
+                backend="native",
+            )

@@ -1,0 +1,157 @@
+"""The language in which an architecture is written: a short list of ops.
+
+An architecture file maps a checkpoint's metadata and tensor names to a `Graph`. Two executors
+run it: `ops.reference` (NumPy, float32, the truth) and the native one, in one call per step.
+They know these ops and nothing about models.
+
+Buffers are named float32 activations of a fixed width, one row per token (x_TD: tokens x dim).
+Weights are GGUF tensor names; a `Linear` weight is [out, in] and computes dst = src @ weight.T.
+Ops act on each row alone, except `Attention`, which also reads the state slot of its sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """dst = weight[token] * scale."""
+
+    dst: str
+    weight: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """RMS norm, or layer norm, over each of `heads` equal parts of a row.
+
+    rms:   y = x / sqrt(mean(x^2) + eps) * weight        (arXiv:1910.07467)
+    layer: y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
+    weight has width/heads entries. dst may equal src.
+    """
+
+    dst: str
+    src: str
+    weight: str
+    eps: float
+    kind: Literal["rms", "layer"] = "rms"
+    bias: str | None = None
+    heads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """dst = src @ weight.T (+ bias)."""
+
+    dst: str
+    src: str
+    weight: str
+    bias: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary position embedding in place on each head (arXiv:2104.09864).
+
+    freqs_P: radians per position for each rotated pair, float64, with every scaling applied.
+    style "norm" rotates (2i, 2i+1); "neox" rotates (i, i + P). Dimensions from 2P on stay.
+    mscale multiplies cos and sin (YaRN's attention factor).
+    """
+
+    buf: str
+    heads: int
+    head_dim: int
+    freqs: NDArray[np.float64]
+    style: Literal["norm", "neox"]
+    mscale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Causal attention over the sequence's KV slot; k and v of the row are stored first.
+
+    softmax(scale * q k^T) v with grouped query heads: query head h reads kv head
+    h // (heads // kv_heads). window W: a row at position p sees positions p-W+1 .. p.
+    softcap c: scores become c * tanh(score / c).
+    """
+
+    dst: str
+    q: str
+    k: str
+    v: str
+    slot: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glu:
+    """dst = act(gate) * up. gelu is the tanh approximation, silu is x * sigmoid(x)."""
+
+    dst: str
+    gate: str
+    up: str
+    act: Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Add:
+    """dst += src."""
+
+    dst: str
+    src: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """buf *= factor."""
+
+    buf: str
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logits:
+    """The last op: logits = src @ weight.T * scale, then c * tanh(x / c) if softcap c."""
+
+    src: str
+    weight: str
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+Op = Embed | Norm | Linear | Rope | Attention | Glu | Add | Scale | Logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVSlot:
+    """One layer's attention state: keys and values of kv_heads x head_dim per position."""
+
+    kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A whole model. Buffer widths are in float32 elements per token."""
+
+    arch: str
+    n_vocab: int
+    n_ctx_train: int
+    n_layers: int
+    n_embd: int
+    buffers: dict[str, int]
+    slots: tuple[KVSlot, ...]
+    ops: tuple[Op, ...]
+    notes: tuple[str, ...] = field(default=())
