@@ -34,7 +34,7 @@ class Settings:
     threads: compute threads (INSULA_THREADS).
     kv_memory: bytes that the KV cache may take (INSULA_KV_MEMORY, such as 2G).
     language: language of the program's texts, en or es (INSULA_LANG, else the locale).
-    hub_endpoint, hub_token, offline: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.
+    hub_endpoint, hub_token, offline: HF_ENDPOINT, HF_TOKEN, INSULA_OFFLINE or HF_HUB_OFFLINE.
     """
 
     home: Path
@@ -67,7 +67,10 @@ def settings(env: Mapping[str, str] | None = None) -> Settings:
         language=_language(env),
         hub_endpoint=(get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"),
         hub_token=get("HF_TOKEN") or None,
-        offline=(get("HF_HUB_OFFLINE") or "").lower() in {"1", "on", "yes", "true"},
+        offline=any(
+            (get(name) or "").lower() in {"1", "on", "yes", "true"}
+            for name in ("INSULA_OFFLINE", "HF_HUB_OFFLINE")
+        ),
     )
 
 

@@ -1,0 +1,1 @@
+"""Where models live: names, sources, the store, and what is already on this machine."""

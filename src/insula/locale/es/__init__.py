@@ -1,0 +1,1 @@
+"""User texts, one module per room that speaks."""
