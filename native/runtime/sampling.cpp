@@ -1,0 +1,618 @@
+#include "sampling.h"
+
+#include <algorithm>
+#include <bit>
+#include <limits>
+
+// Loops whose elements do not meet may be compiled for several vector widths: products and sums
+// stay apart (-ffp-contract=off), so every width gives the same bits.
+#if !defined(INSULA_WIDEST) && defined(__x86_64__) && defined(__gnu_linux__) &&                    \
+    !defined(__SANITIZE_ADDRESS__)
+#if __has_attribute(target_clones)
+#define INSULA_WIDEST __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+#endif
+#ifndef INSULA_WIDEST
+#define INSULA_WIDEST
+#endif
+
+namespace insula {
+namespace {
+
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+constexpr float kFloatMax = std::numeric_limits<float>::max();
+constexpr size_t kBlock = 64; // elements under one maximum, see keep_highest
+constexpr size_t kLanes = 8;  // partial sums of a long sum: element i belongs to lane i % 8
+
+// exp for x <= 0, to about one unit in the last place; exactly 0 below -708 (no denormals, whose
+// handling is a mode of the thread). Plain products and sums, so that compilers vectorize it
+// without changing a bit. Cody-Waite reduction, Taylor series to degree 13 on |r| <= ln(2) / 2.
+inline double exp_nonpositive(double x) {
+  constexpr double round_to_integer = 6755399441055744.0; // 1.5 * 2^52
+  const double clamped = x > -708.0 ? x : -708.0;
+  const double shifted = clamped * 1.4426950408889634 + round_to_integer;
+  const double k = shifted - round_to_integer;
+  const double r = (clamped - k * 0x1.62e42fefa0000p-1) - k * 0x1.cf79abc9e3b3ap-40;
+  double p = 1.0 / 6227020800.0;
+  p = p * r + 1.0 / 479001600.0;
+  p = p * r + 1.0 / 39916800.0;
+  p = p * r + 1.0 / 3628800.0;
+  p = p * r + 1.0 / 362880.0;
+  p = p * r + 1.0 / 40320.0;
+  p = p * r + 1.0 / 5040.0;
+  p = p * r + 1.0 / 720.0;
+  p = p * r + 1.0 / 120.0;
+  p = p * r + 1.0 / 24.0;
+  p = p * r + 1.0 / 6.0;
+  p = p * r + 0.5;
+  p = p * r + 1.0;
+  p = p * r + 1.0;
+  // The low bits of `shifted` hold k in two's complement: move them into the exponent.
+  const uint64_t exponent = (std::bit_cast<uint64_t>(shifted) + 1023) << 52;
+  const double result = p * std::bit_cast<double>(exponent);
+  const uint64_t keep = -static_cast<uint64_t>(x > -708.0); // a branch would keep vectors away
+  return std::bit_cast<double>(std::bit_cast<uint64_t>(result) & keep);
+}
+
+// log for a normal x > 0: x = 2^k m with m in [1/sqrt 2, sqrt 2), log m = 2 atanh((m-1)/(m+1)).
+double log_positive(double x) {
+  uint64_t bits = std::bit_cast<uint64_t>(x);
+  int64_t k = static_cast<int64_t>(bits >> 52) - 1023;
+  double m = std::bit_cast<double>((bits & 0x000FFFFFFFFFFFFFu) | 0x3FF0000000000000u);
+  if (m > 1.4142135623730951) {
+    m *= 0.5;
+    ++k;
+  }
+  const double s = (m - 1.0) / (m + 1.0);
+  const double z = s * s;
+  double p = 0.0;
+  for (int n = 25; n >= 3; n -= 2)
+    p = (p + 1.0 / n) * z;
+  const double log_m = 2.0 * s + 2.0 * s * p;
+  const double kd = static_cast<double>(k);
+  return kd * 0x1.62e42fefa0000p-1 + (log_m + kd * 0x1.cf79abc9e3b3ap-40);
+}
+
+double combine(const double (&lane)[kLanes]) {
+  return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
+// weights[i] = exp((x[i] - highest) * scale). Element by element, so vectors of any width give the
+// same bits.
+INSULA_WIDEST void exp_each(const float *x, size_t n, double highest, double scale,
+                            double *weights) {
+  for (size_t i = 0; i < n; ++i)
+    weights[i] = exp_nonpositive((static_cast<double>(x[i]) - highest) * scale);
+}
+
+// sum of exp((x_i - highest) * scale); weights, where asked for, are kept.
+double sum_exp(const float *x, size_t n, double highest, double scale, double *weights) {
+  constexpr size_t chunk = 256; // a multiple of kLanes
+  double buffer[chunk];
+  double lane[kLanes] = {};
+  for (size_t start = 0; start < n; start += chunk) {
+    const size_t count = std::min(chunk, n - start);
+    double *w = weights ? weights + start : buffer;
+    exp_each(x + start, count, highest, scale, w);
+    size_t i = 0;
+    for (; i + kLanes <= count; i += kLanes)
+      for (size_t j = 0; j < kLanes; ++j)
+        lane[j] += w[i + j];
+    for (size_t j = 0; i < count; ++i, ++j)
+      lane[j] += w[i];
+  }
+  return combine(lane);
+}
+
+struct Candidate {
+  float logit;
+  int32_t id;
+};
+
+bool higher(const Candidate &a, const Candidate &b) {
+  return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+}
+
+bool lower_id(const Candidate &a, const Candidate &b) { return a.id < b.id; }
+
+// Floats as integers of the same order: -NaN < -inf < ... < -0 < 0 < ... < inf < NaN. Integer
+// maxima are free to be reordered, so compilers vectorize them.
+inline int32_t order_key(float v) {
+  const int32_t bits = std::bit_cast<int32_t>(v);
+  return bits ^ ((bits >> 31) & 0x7FFFFFFF);
+}
+
+inline float from_order_key(int32_t key) {
+  return std::bit_cast<float>(key ^ ((key >> 31) & 0x7FFFFFFF));
+}
+
+// maxima[b] of x[64 b ...]; false where a value is NaN or +inf.
+INSULA_WIDEST bool block_maxima(const float *x, size_t n, float *maxima) {
+  const int32_t lowest = order_key(kNever);
+  int32_t low = lowest, high = lowest;
+  for (size_t b = 0; b * kBlock < n; ++b) {
+    const float *v = x + b * kBlock;
+    const size_t count = std::min(kBlock, n - b * kBlock);
+    int32_t block_low = lowest, block_high = lowest;
+    if (count == kBlock)
+      for (size_t i = 0; i < kBlock; ++i) {
+        const int32_t key = order_key(v[i]);
+        block_low = key < block_low ? key : block_low;
+        block_high = key > block_high ? key : block_high;
+      }
+    else
+      for (size_t i = 0; i < count; ++i) {
+        const int32_t key = order_key(v[i]);
+        block_low = key < block_low ? key : block_low;
+        block_high = key > block_high ? key : block_high;
+      }
+    low = std::min(low, block_low);
+    high = std::max(high, block_high);
+    maxima[b] = from_order_key(block_high);
+  }
+  return low == lowest && high <= order_key(kFloatMax);
+}
+
+// The maxima of the blocks of a row. The k-th largest maximum is at most the k-th largest element
+// (k blocks hold one each), so selection reads only the blocks that reach it: for k = 40 of 49,152
+// some 40 of 768.
+struct Row {
+  const float *x = nullptr;
+  size_t n = 0;
+  float highest = kNever;
+  std::vector<float> block;
+
+  // false where a value is NaN or +inf
+  bool scan(const float *values, size_t count) {
+    x = values;
+    n = count;
+    block.resize((n + kBlock - 1) / kBlock);
+    const bool sound = block_maxima(x, n, block.data());
+    highest = kNever;
+    for (float peak : block)
+      highest = std::max(highest, peak);
+    return sound;
+  }
+
+  // Every finite element >= threshold, ids ascending.
+  void collect(double threshold, std::vector<Candidate> *out) const {
+    out->clear();
+    for (size_t b = 0; b < block.size(); ++b) {
+      if (!(block[b] >= threshold))
+        continue;
+      const size_t end = std::min(n, (b + 1) * kBlock);
+      for (size_t i = b * kBlock; i < end; ++i)
+        if (x[i] >= threshold && x[i] > kNever)
+          out->push_back({x[i], static_cast<int32_t>(i)});
+    }
+  }
+
+  // The k highest, best first; fewer where fewer are finite.
+  void keep_highest(size_t k, std::vector<float> *scratch, std::vector<Candidate> *out) const {
+    float threshold = kNever;
+    if (k < block.size()) {
+      *scratch = block;
+      std::nth_element(scratch->begin(), scratch->begin() + (k - 1), scratch->end(),
+                       [](float a, float b) { return a > b; });
+      threshold = (*scratch)[k - 1];
+    }
+    collect(threshold, out);
+    if (out->size() > k) {
+      std::nth_element(out->begin(), out->begin() + k, out->end(), higher);
+      out->resize(k);
+    }
+    std::sort(out->begin(), out->end(), higher);
+  }
+
+  int32_t argmax() const {
+    for (size_t b = 0; b < block.size(); ++b)
+      if (block[b] == highest)
+        for (size_t i = b * kBlock;; ++i)
+          if (x[i] == highest)
+            return static_cast<int32_t>(i);
+    return -1;
+  }
+};
+
+// One choice under way. The candidates are either the whole row (`dense`) or a list; temperature
+// is a factor that is carried along, not multiplied in, so that logits of any size stay finite.
+class Choice {
+public:
+  SampleStatus run(const SamplingConfig &config, const SamplingInput &input) {
+    config_ = &config;
+    input_ = &input;
+    scale_ = 1.0;
+    dense_ = true;
+    if (input.n_vocab == 0)
+      return SampleStatus::nothing_left;
+    if (!row_.scan(input.logits, input.n_vocab))
+      return SampleStatus::not_a_number;
+    const bool greedy = config.temperature <= 0.0;
+    if (auto status = bias_and_mask(); status != SampleStatus::ok)
+      return status;
+    if (!(row_.highest > kNever))
+      return SampleStatus::nothing_left;
+    for (SamplerKind kind : config.order) {
+      if (greedy && kind != SamplerKind::penalties)
+        continue;
+      if (auto status = apply(kind); status != SampleStatus::ok)
+        return status;
+    }
+    return SampleStatus::ok;
+  }
+
+  int32_t best() {
+    if (dense_)
+      return row_.argmax();
+    return std::min_element(list_.begin(), list_.end(), higher)->id;
+  }
+
+  // Weights of the remaining candidates in the order of their ids; returns the sum.
+  double weigh() {
+    if (dense_) {
+      weights_.resize(row_.n);
+      return sum_exp(row_.x, row_.n, row_.highest, scale_, weights_.data());
+    }
+    std::sort(list_.begin(), list_.end(), lower_id);
+    return weigh_list();
+  }
+
+  int32_t draw(double u) {
+    const double total = weigh();
+    const double target = u * total;
+    double cumulative = 0.0;
+    size_t last = 0;
+    for (size_t i = 0; i < weights_.size(); ++i) {
+      if (weights_[i] == 0.0)
+        continue;
+      cumulative += weights_[i];
+      last = i;
+      if (cumulative > target)
+        break;
+    } // past the end only by rounding: the last candidate with any weight
+    return id_at(last);
+  }
+
+  size_t size() const { return weights_.size(); }
+  double weight(size_t i) const { return weights_[i]; }
+  int32_t id_at(size_t i) const { return dense_ ? static_cast<int32_t>(i) : list_[i].id; }
+  bool alive(size_t i) const { return !dense_ || row_.x[i] > kNever; }
+
+private:
+  void own_the_row() {
+    if (row_.x == copy_.data() && !copy_.empty())
+      return;
+    copy_.assign(row_.x, row_.x + row_.n);
+    row_.x = copy_.data();
+  }
+
+  SampleStatus bias_and_mask() {
+    if (!config_->logit_bias.empty()) {
+      own_the_row();
+      for (const auto &[id, value] : config_->logit_bias) {
+        if (id < 0 || static_cast<size_t>(id) >= row_.n)
+          return SampleStatus::token_outside;
+        if (copy_[id] > kNever)
+          copy_[id] = saturate(static_cast<double>(copy_[id]) + static_cast<double>(value));
+      }
+    }
+    if (input_->allowed) {
+      own_the_row();
+      for (size_t i = 0; i < row_.n; i += 32) {
+        const uint32_t word = input_->allowed[i / 32];
+        if (word == 0xFFFFFFFFu)
+          continue;
+        const size_t end = std::min(row_.n, i + 32);
+        for (size_t j = i; j < end; ++j)
+          copy_[j] = (word >> (j - i)) & 1u ? copy_[j] : kNever;
+      }
+    }
+    if (row_.x == copy_.data())
+      row_.scan(copy_.data(), row_.n);
+    return SampleStatus::ok;
+  }
+
+  SampleStatus apply(SamplerKind kind) {
+    const SamplingConfig &c = *config_;
+    switch (kind) {
+    case SamplerKind::penalties:
+      return penalize();
+    case SamplerKind::top_k:
+      if (c.top_k > 0)
+        top_k(static_cast<uint64_t>(c.top_k));
+      break;
+    case SamplerKind::typical_p:
+      if (c.typical_p < 1.0)
+        typical_p(c.typical_p);
+      break;
+    case SamplerKind::top_p:
+      if (c.top_p < 1.0)
+        top_p(c.top_p);
+      break;
+    case SamplerKind::min_p:
+      if (c.min_p > 0.0)
+        min_p(c.min_p);
+      break;
+    case SamplerKind::temperature:
+      scale_ = 1.0 / std::max(c.temperature,
+                              std::numeric_limits<double>::min()); // finite, so that 0 * scale is 0
+      break;
+    }
+    return SampleStatus::ok;
+  }
+
+  static float saturate(double v) {
+    if (v == -std::numeric_limits<double>::infinity())
+      return kNever; // a bias of -inf forbids the token
+    return static_cast<float>(std::clamp(v, -static_cast<double>(kFloatMax), double{kFloatMax}));
+  }
+
+  // A penalty acts on logit / temperature if temperature came first. What is stored is the logit
+  // before that division, so the subtracted part is divided by the scale instead.
+  float penalized(float logit, int32_t count) const {
+    double v = logit;
+    v = v <= 0.0 ? v * config_->repeat_penalty : v / config_->repeat_penalty;
+    v -= (count * config_->frequency_penalty + config_->presence_penalty) / scale_;
+    return saturate(v);
+  }
+
+  SampleStatus penalize() {
+    const SamplingConfig &c = *config_;
+    size_t window = input_->n_history;
+    if (c.repeat_last_n >= 0)
+      window = std::min(window, static_cast<size_t>(c.repeat_last_n));
+    const bool off =
+        c.repeat_penalty == 1.0 && c.presence_penalty == 0.0 && c.frequency_penalty == 0.0;
+    if (off || window == 0)
+      return SampleStatus::ok;
+    const int32_t *recent = input_->history + (input_->n_history - window);
+    for (size_t i = 0; i < window; ++i)
+      if (recent[i] < 0 || static_cast<size_t>(recent[i]) >= row_.n)
+        return SampleStatus::history_outside;
+    if (counts_.size() < row_.n)
+      counts_.resize(row_.n, 0);
+    for (size_t i = 0; i < window; ++i)
+      ++counts_[recent[i]];
+    if (dense_) {
+      own_the_row();
+      for (size_t i = 0; i < window; ++i) {
+        const int32_t id = recent[i];
+        if (counts_[id] && copy_[id] > kNever)
+          copy_[id] = penalized(copy_[id], counts_[id]);
+        counts_[id] = 0;
+      }
+      row_.scan(copy_.data(), row_.n);
+    } else {
+      for (Candidate &candidate : list_)
+        if (const int32_t count = counts_[candidate.id])
+          candidate.logit = penalized(candidate.logit, count);
+      for (size_t i = 0; i < window; ++i)
+        counts_[recent[i]] = 0;
+      std::sort(list_.begin(), list_.end(), higher);
+    }
+    return SampleStatus::ok;
+  }
+
+  // The k best of what is left, best first, in `list_`.
+  void keep_highest(size_t k) {
+    if (dense_) {
+      row_.keep_highest(k, &floats_, &list_);
+      dense_ = false;
+    } else if (list_.size() > k) {
+      list_.resize(k); // a list is always best first until weigh()
+    }
+  }
+
+  void top_k(uint64_t k) {
+    if (k < row_.n)
+      keep_highest(static_cast<size_t>(k));
+  }
+
+  double total_weight() {
+    if (dense_)
+      return sum_exp(row_.x, row_.n, row_.highest, scale_, nullptr);
+    return weigh_list();
+  }
+
+  double weigh_list() {
+    floats_.resize(list_.size());
+    float highest = kNever;
+    for (size_t i = 0; i < list_.size(); ++i) {
+      floats_[i] = list_[i].logit;
+      highest = std::max(highest, floats_[i]);
+    }
+    weights_.resize(list_.size());
+    return sum_exp(floats_.data(), floats_.size(), highest, scale_, weights_.data());
+  }
+
+  void top_p(double p) {
+    const double highest = dense_ ? row_.highest : list_.front().logit;
+    const double target = p * total_weight();
+    const bool was_dense = dense_;
+    // Few tokens usually hold the mass: look at the best 64, then at eight times as many.
+    for (size_t k = 64;; k *= 8) {
+      if (was_dense) {
+        dense_ = true;
+        keep_highest(k);
+      }
+      double cumulative = 0.0;
+      for (size_t i = 0; i < list_.size(); ++i) {
+        cumulative += exp_nonpositive((static_cast<double>(list_[i].logit) - highest) * scale_);
+        if (cumulative >= target) {
+          list_.resize(i + 1);
+          return;
+        }
+      }
+      if (!was_dense || list_.size() < k || k >= row_.n)
+        return;
+    }
+  }
+
+  void min_p(double p) {
+    // p_i >= p * p_max, in logits
+    const double highest = dense_ ? row_.highest : list_.front().logit;
+    const double threshold = highest + log_positive(p) / scale_;
+    if (dense_) {
+      row_.collect(threshold, &list_);
+      dense_ = false;
+      std::sort(list_.begin(), list_.end(), higher);
+    } else {
+      size_t n = 1;
+      while (n < list_.size() && list_[n].logit >= threshold)
+        ++n;
+      list_.resize(n);
+    }
+  }
+
+  void typical_p(double p) {
+    if (dense_) {
+      row_.collect(kNever, &list_);
+      dense_ = false;
+    } else {
+      std::sort(list_.begin(), list_.end(), lower_id);
+    }
+    const double total = weigh_list();
+    float highest = kNever;
+    for (const Candidate &candidate : list_)
+      highest = std::max(highest, candidate.logit);
+    const double log_total = log_positive(total);
+    // Entropy: -sum p log p, with log p = e - log Z and 0 log 0 = 0.
+    double lane[kLanes] = {};
+    deviations_.resize(list_.size());
+    for (size_t i = 0; i < list_.size(); ++i) {
+      const double surprise =
+          log_total - (static_cast<double>(list_[i].logit) - static_cast<double>(highest)) * scale_;
+      deviations_[i] = {surprise, static_cast<uint32_t>(i)};
+      if (weights_[i] > 0.0)
+        lane[i % kLanes] += weights_[i] / total * surprise;
+    }
+    const double entropy = combine(lane);
+    for (auto &deviation : deviations_) {
+      const double d = deviation.first - entropy;
+      deviation.first = d < 0.0 ? -d : d;
+    }
+    const double target = p * total;
+    std::vector<uint32_t> &kept = indices_;
+    kept.clear();
+    size_t sorted = 0;
+    double cumulative = 0.0;
+    for (size_t i = 0; i < deviations_.size(); ++i) {
+      if (i == sorted) {
+        sorted = std::min(deviations_.size(), std::max<size_t>(64, sorted * 8));
+        const auto middle = deviations_.begin() + sorted;
+        if (middle != deviations_.end())
+          std::nth_element(deviations_.begin() + i, middle, deviations_.end());
+        std::sort(deviations_.begin() + i, middle);
+      }
+      const uint32_t which = deviations_[i].second;
+      kept.push_back(which);
+      cumulative += weights_[which];
+      if (cumulative > target)
+        break;
+    }
+    std::vector<Candidate> &chosen = spare_;
+    chosen.clear();
+    for (uint32_t which : kept)
+      chosen.push_back(list_[which]);
+    std::swap(list_, chosen);
+    std::sort(list_.begin(), list_.end(), higher);
+  }
+
+  const SamplingConfig *config_ = nullptr;
+  const SamplingInput *input_ = nullptr;
+  double scale_ = 1.0; // 1 / temperature once temperature has acted
+  bool dense_ = true;
+  Row row_;
+  std::vector<float> copy_;
+  std::vector<Candidate> list_, spare_; // best first, save inside weigh and typical_p
+  std::vector<double> weights_;
+  std::vector<float> floats_;
+  std::vector<int32_t> counts_; // all zero between calls
+  std::vector<std::pair<double, uint32_t>> deviations_;
+  std::vector<uint32_t> indices_;
+};
+
+Choice &scratch() {
+  thread_local Choice choice;
+  return choice;
+}
+
+} // namespace
+
+std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> c, std::array<uint32_t, 2> key) {
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t a = uint64_t{0xD2511F53u} * c[0];
+    const uint64_t b = uint64_t{0xCD9E8D57u} * c[2];
+    c = {static_cast<uint32_t>(b >> 32) ^ c[1] ^ key[0], static_cast<uint32_t>(b),
+         static_cast<uint32_t>(a >> 32) ^ c[3] ^ key[1], static_cast<uint32_t>(a)};
+    key[0] += 0x9E3779B9u;
+    key[1] += 0xBB67AE85u;
+  }
+  return c;
+}
+
+double uniform_at(uint64_t seed, uint64_t position) {
+  const auto word =
+      philox4x32({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0, 0},
+                 {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+  const uint64_t bits = (uint64_t{word[1] >> 6} << 27) | (word[0] >> 5);
+  return static_cast<double>(bits) * 0x1p-53;
+}
+
+SampleStatus sample(const SamplingConfig &config, const SamplingInput &input, uint64_t position,
+                    uint64_t seed, int32_t *token) {
+  Choice &choice = scratch();
+  if (auto status = choice.run(config, input); status != SampleStatus::ok)
+    return status;
+  *token = config.temperature <= 0.0 ? choice.best() : choice.draw(uniform_at(seed, position));
+  return SampleStatus::ok;
+}
+
+SampleStatus distribution(const SamplingConfig &config, const SamplingInput &input,
+                          std::vector<int32_t> *ids, std::vector<double> *probabilities) {
+  Choice &choice = scratch();
+  if (auto status = choice.run(config, input); status != SampleStatus::ok)
+    return status;
+  ids->clear();
+  probabilities->clear();
+  if (config.temperature <= 0.0) {
+    ids->push_back(choice.best());
+    probabilities->push_back(1.0);
+    return SampleStatus::ok;
+  }
+  const double total = choice.weigh();
+  for (size_t i = 0; i < choice.size(); ++i)
+    if (choice.alive(i)) {
+      ids->push_back(choice.id_at(i));
+      probabilities->push_back(choice.weight(i) / total);
+    }
+  return SampleStatus::ok;
+}
+
+SampleStatus log_probabilities(const float *logits, size_t n_vocab, int32_t token, size_t n_top,
+                               float *token_logprob, std::vector<TokenScore> *top) {
+  thread_local Row row;
+  thread_local std::vector<float> floats;
+  thread_local std::vector<Candidate> list;
+  top->clear();
+  if (token < 0 || static_cast<size_t>(token) >= n_vocab)
+    return SampleStatus::token_outside;
+  if (!row.scan(logits, n_vocab))
+    return SampleStatus::not_a_number;
+  if (!(row.highest > kNever))
+    return SampleStatus::nothing_left;
+  const double highest = row.highest;
+  const double log_total = log_positive(sum_exp(logits, n_vocab, row.highest, 1.0, nullptr));
+  const auto score = [&](float logit) {
+    return static_cast<float>((static_cast<double>(logit) - highest) - log_total);
+  };
+  *token_logprob = score(logits[token]);
+  if (n_top > 0) {
+    row.keep_highest(n_top, &floats, &list);
+    for (const Candidate &candidate : list)
+      top->push_back({candidate.id, score(candidate.logit)});
+  }
+  return SampleStatus::ok;
+}
+
+} // namespace insula
