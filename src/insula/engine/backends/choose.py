@@ -1,0 +1,112 @@
+"""Which backend runs a file, and why.
+
+Owns the decision alone: the native engine for a file whose architecture, tensor formats and
+vocabulary it knows, else llama.cpp if it is installed, else an error that says what would help.
+The reason is written for the person who reads it in a report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from insula.config import ENGINES
+from insula.engine.backends.base import backend
+from insula.errors import ConfigError, UnsupportedError
+
+#: Tensor formats that the native engine multiplies with.
+NATIVE_FORMATS = frozenset(
+    ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The backend's name, and the reason in one clause."""
+
+    backend: str
+    reason: str
+
+
+def choose(model_path: str | Path, engine: str = "auto") -> Choice:
+    """Decide. `engine` is auto, native, llamacpp or reference.
+
+    Raises ConfigError for another word, UnsupportedError where no backend fits or the one
+    asked for cannot run this file, and what reading the file raises (NotFoundError,
+    FormatError).
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"engine: found {engine!r}; allowed: {', '.join(ENGINES)}")
+    if engine == "llamacpp":
+        return Choice(backend=_installed("llamacpp"), reason="asked for")
+    arch, obstacle = native_obstacle(model_path)
+    if engine in ("native", "reference"):
+        if obstacle is not None:
+            raise UnsupportedError(
+                f"the {engine} backend cannot run this {arch} model: {obstacle}; " + _otherwise(),
+                backend=engine,
+            )
+        return Choice(backend=_installed(engine), reason="asked for")
+    native, llamacpp = backend("native"), backend("llamacpp")
+    if obstacle is None and native.installed:
+        return Choice(
+            backend="native", reason=f"knows architecture {arch} and the file's tensor formats"
+        )
+    why = obstacle or str(native.why_not)
+    if llamacpp.installed:
+        return Choice(backend="llamacpp", reason=f"native cannot run this model: {why}")
+    raise UnsupportedError(
+        f"no backend can run this {arch} model: native: {why}; llamacpp: {llamacpp.why_not}",
+        backend="native",
+    )
+
+
+def native_obstacle(model_path: str | Path) -> tuple[str, str | None]:
+    """The file's architecture, and why the native engine cannot run it (None: it can)."""
+    from insula.formats.gguf import GGUFFile
+    from insula.models.checkpoint import OTHER_BACKEND
+    from insula.models.registry import build_graph
+
+    with GGUFFile.open(model_path) as file:
+        arch = str(file.metadata.get("general.architecture", "unknown"))
+        try:
+            build_graph(file)
+            check_formats(file.tensors)
+            check_vocabulary(file.metadata)
+        except UnsupportedError as refusal:
+            # The suggestion at the end is for those who chose native themselves.
+            return arch, str(refusal).removesuffix(f"; {OTHER_BACKEND}")
+    return arch, None
+
+
+def check_formats(tensors: Mapping[str, Any]) -> None:
+    """Raise UnsupportedError for a tensor format that native lacks, naming the first tensor."""
+    for name, info in tensors.items():
+        if info.type.name not in NATIVE_FORMATS:
+            raise UnsupportedError(
+                f"tensor {name} is {info.type.name}; the native engine knows "
+                f"{', '.join(sorted(NATIVE_FORMATS))}",
+                backend="native",
+            )
+
+
+def check_vocabulary(metadata: Mapping[str, Any]) -> None:
+    """Raise UnsupportedError for a vocabulary that our tokenizer refuses."""
+
+
+def _otherwise() -> str:
+    llamacpp = backend("llamacpp")
+    return (
+        "the llamacpp backend may run it (engine='llamacpp')"
+        if llamacpp.installed
+        else f"the llamacpp backend may run it, but {llamacpp.why_not}"
+    )
+
+
+def _installed(name: str) -> str:
+    info = backend(name)
+    if not info.installed:
+        raise UnsupportedError(f"the {name} backend cannot run: {info.why_not}", backend=name)
+    return name

@@ -1,0 +1,90 @@
+"""Tiny random checkpoints of architectures that the native engine does not know.
+
+Written with the gguf package, llama.cpp's own writer, so that the files are what its converters
+produce. Seeded: the same bytes each time. The vocabulary is byte-level BPE: 256 bytes in GPT-2's
+stand-ins, a few merges, and three control tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+BOS, END, START = "<|endoftext|>", "<|im_end|>", "<|im_start|>"
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MERGES = ["t h", "th e", "Ġ a", "Ġ the", "i n", "e r", "Ġ t"]
+
+
+def byte_stand_ins() -> list[str]:
+    """GPT-2's printable character for each byte, by byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table, extra = {}, 0
+    for byte in range(256):
+        if byte in printable:
+            table[byte] = chr(byte)
+        else:
+            table[byte] = chr(0x100 + extra)
+            extra += 1
+    return [table[b] for b in range(256)]
+
+
+def vocabulary() -> list[str]:
+    """256 bytes, one token per merge, three control tokens."""
+    return [*byte_stand_ins(), *(m.replace(" ", "") for m in MERGES), BOS, END, START]
+
+
+def write_qwen2(path: Path, *, pre: str = "qwen2", layers: int = 2, seed: int = 7) -> Path:
+    """A random Qwen2 of 64 dimensions: like Llama, with biases on q, k and v."""
+    import gguf
+
+    rng = np.random.default_rng(seed)
+    tokens = vocabulary()
+    d, ff, heads, kv = 64, 128, 4, 2
+    head = d // heads
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_name("tiny-qwen2")
+    writer.add_context_length(512)
+    writer.add_embedding_length(d)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(ff)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_file_type(0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * (len(tokens) - 3) + [3, 3, 3])
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(tokens.index(BOS))
+    writer.add_eos_token_id(tokens.index(END))
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(TEMPLATE)
+
+    def tensor(name: str, *shape: int, scale: float = 0.15, around: float = 0.0) -> None:
+        values = rng.standard_normal(shape).astype(np.float32) * scale + around
+        writer.add_tensor(name, values.astype(np.float32))
+
+    tensor("token_embd.weight", len(tokens), d, scale=1.0)
+    for i in range(layers):
+        tensor(f"blk.{i}.attn_norm.weight", d, around=1.0)
+        for part, out in (("q", d), ("k", kv * head), ("v", kv * head)):
+            tensor(f"blk.{i}.attn_{part}.weight", out, d)
+            tensor(f"blk.{i}.attn_{part}.bias", out)
+        tensor(f"blk.{i}.attn_output.weight", d, d)
+        tensor(f"blk.{i}.ffn_norm.weight", d, around=1.0)
+        tensor(f"blk.{i}.ffn_gate.weight", ff, d)
+        tensor(f"blk.{i}.ffn_up.weight", ff, d)
+        tensor(f"blk.{i}.ffn_down.weight", d, ff)
+    tensor("output_norm.weight", d, around=1.0)
+    tensor("output.weight", len(tokens), d, scale=0.4)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
