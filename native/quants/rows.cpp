@@ -1,0 +1,119 @@
+// The table of formats, and rows shared out among threads.
+#include "quants.h"
+
+#include "blocks.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <thread>
+#include <vector>
+
+namespace insula::quants {
+
+namespace {
+
+constexpr Traits kTable[] = {
+    {Type::F32, "F32", 1, 4, dequantize_f32, quantize_f32},
+    {Type::F16, "F16", 1, 2, dequantize_f16, quantize_f16},
+    {Type::BF16, "BF16", 1, 2, dequantize_bf16, quantize_bf16},
+    {Type::Q4_0, "Q4_0", kBlock, sizeof(BlockQ4_0), dequantize_q4_0, quantize_q4_0},
+    {Type::Q4_1, "Q4_1", kBlock, sizeof(BlockQ4_1), dequantize_q4_1, quantize_q4_1},
+    {Type::Q5_0, "Q5_0", kBlock, sizeof(BlockQ5_0), dequantize_q5_0, quantize_q5_0},
+    {Type::Q5_1, "Q5_1", kBlock, sizeof(BlockQ5_1), dequantize_q5_1, quantize_q5_1},
+    {Type::Q8_0, "Q8_0", kBlock, sizeof(BlockQ8_0), dequantize_q8_0, quantize_q8_0},
+    {Type::Q2_K, "Q2_K", kSuper, sizeof(BlockQ2_K), dequantize_q2_k, nullptr},
+    {Type::Q3_K, "Q3_K", kSuper, sizeof(BlockQ3_K), dequantize_q3_k, nullptr},
+    {Type::Q4_K, "Q4_K", kSuper, sizeof(BlockQ4_K), dequantize_q4_k, quantize_q4_k},
+    {Type::Q5_K, "Q5_K", kSuper, sizeof(BlockQ5_K), dequantize_q5_k, quantize_q5_k},
+    {Type::Q6_K, "Q6_K", kSuper, sizeof(BlockQ6_K), dequantize_q6_k, quantize_q6_k},
+    {Type::IQ4_NL, "IQ4_NL", kBlock, sizeof(BlockIQ4_NL), dequantize_iq4_nl, nullptr},
+    {Type::IQ4_XS, "IQ4_XS", kSuper, sizeof(BlockIQ4_XS), dequantize_iq4_xs, nullptr},
+    {Type::MXFP4, "MXFP4", kBlock, sizeof(BlockMXFP4), dequantize_mxfp4, nullptr},
+};
+
+// Runs work(first, last) over [0, count) in chunks that the threads claim one by one.
+template <typename Work>
+void share_out(std::size_t count, std::size_t chunk, unsigned threads, const Work& work) {
+  const std::size_t chunks = (count + chunk - 1) / chunk;
+  std::atomic<std::size_t> next{0};
+  const auto run = [&] {
+    for (std::size_t i = next.fetch_add(1); i < chunks; i = next.fetch_add(1)) {
+      work(i * chunk, std::min(count, (i + 1) * chunk));
+    }
+  };
+  std::vector<std::thread> helpers;
+  const std::size_t wanted = std::min<std::size_t>(threads, chunks);
+  for (std::size_t t = 1; t < wanted; ++t) {
+    try {
+      helpers.emplace_back(run);
+    } catch (const std::system_error&) {
+      break; // no more threads to be had: the ones that run do all of it
+    }
+  }
+  run();
+  for (std::thread& helper : helpers) {
+    helper.join();
+  }
+}
+
+bool all_finite(const float* x, std::size_t n) {
+  bool finite = true;
+  for (std::size_t i = 0; i < n; ++i) {
+    finite = finite && std::isfinite(x[i]);
+  }
+  return finite;
+}
+
+} // namespace
+
+std::optional<Traits> traits(std::int32_t type_id) {
+  for (const Traits& format : kTable) {
+    if (static_cast<std::int32_t>(format.type) == type_id) {
+      return format;
+    }
+  }
+  return std::nullopt;
+}
+
+void dequantize(const Traits& format, const std::uint8_t* src, float* dst, std::size_t n,
+                unsigned threads) {
+  constexpr std::size_t kChunk = 1 << 16; // elements, a multiple of every block
+  share_out(n, kChunk, threads, [&](std::size_t first, std::size_t last) {
+    format.dequantize(src + first / format.block_size * format.block_bytes, dst + first,
+                      last - first);
+  });
+}
+
+QuantizeResult quantize(const Traits& format, const float* src, std::uint8_t* dst,
+                        std::size_t rows, std::size_t cols, const float* importance,
+                        unsigned threads) {
+  const std::size_t row_bytes = cols / format.block_size * format.block_bytes;
+  const std::size_t chunk = std::max<std::size_t>(1, (1 << 15) / std::max<std::size_t>(1, cols));
+  std::atomic<std::size_t> infinite_row{rows};
+  std::atomic<std::size_t> overflow_row{rows};
+  const auto note = [](std::atomic<std::size_t>& first, std::size_t row) {
+    std::size_t seen = first.load();
+    while (row < seen && !first.compare_exchange_weak(seen, row)) {
+    }
+  };
+  share_out(rows, chunk, threads, [&](std::size_t first, std::size_t last) {
+    for (std::size_t row = first; row < last; ++row) {
+      const float* x = src + row * cols;
+      if (format.block_size > 1 && !all_finite(x, cols)) {
+        note(infinite_row, row);
+      } else if (!format.quantize(x, dst + row * row_bytes, cols, importance)) {
+        note(overflow_row, row);
+      }
+    }
+  });
+  if (infinite_row.load() < rows) {
+    return {Fault::not_finite, infinite_row.load()};
+  }
+  if (overflow_row.load() < rows) {
+    return {Fault::overflow, overflow_row.load()};
+  }
+  return {};
+}
+
+} // namespace insula::quants
