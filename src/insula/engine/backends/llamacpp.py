@@ -169,7 +169,11 @@ class _Run(threading.Thread):
         self._limit = limit
         # Checks every option now, in the caller's thread.
         self._body = completion_request(
-            request.ids, request.params, seed=seed, max_tokens=limit, cache=True
+            request.ids,
+            request.params,
+            seed=seed,
+            max_tokens=limit,
+            eog_ids=engine.tokenizer.eog_ids,
         )
         self._reader = StreamReader(
             tokenizer=engine.tokenizer, gaps=engine._gaps, logprobs=request.params.logprobs
@@ -180,6 +184,8 @@ class _Run(threading.Thread):
         self._logprobs: list[TokenLogprob] = []
         self._submitted = time.perf_counter()
         self._first: float | None = None
+        self._held: Piece | None = None
+        self._ended: FinishReason | None = None
 
     def run(self) -> None:
         try:
@@ -206,11 +212,24 @@ class _Run(threading.Thread):
             return True
 
     def _push(self, piece: Piece) -> bool:
+        """Take a piece in; True ends the request."""
         if self._first is None:
             self._first = time.perf_counter()
-        eog = self._engine.tokenizer.eog_ids
-        if piece.token_ids[-1] in eog and not piece.text and not self._request.params.ignore_eos:
-            return False  # the last chunk follows and says why
+        last = piece.token_ids[-1]
+        if last in self._engine.tokenizer.eog_ids and not self._request.params.ignore_eos:
+            self._ended = "stop"
+            return True
+        if self._held is not None:
+            self._give_out(self._held)
+            self._held = None
+        if not piece.text:
+            # llama.cpp gives control tokens no text. If it now stops, this one was the end.
+            self._held = piece
+            return False
+        self._give_out(piece)
+        return self._stops.hit is not None
+
+    def _give_out(self, piece: Piece) -> None:
         text = self._stops.push(piece.text)
         self._text.append(text)
         self._token_ids += piece.token_ids
@@ -223,13 +242,15 @@ class _Run(threading.Thread):
                 logprobs=piece.logprobs if scored else None,
             )
         )
-        return self._stops.hit is not None
 
     def _finish(self) -> None:
-        reason: FinishReason = self._reader.ended or "length"
+        ended = self._ended or self._reader.ended
+        if self._held is not None and ended != "stop":
+            self._give_out(self._held)
+        reason: FinishReason = ended or "length"
         if self._stops.hit is not None:
             reason = "stop"
-        elif self.cancelled.is_set() and self._reader.ended is None:
+        elif self.cancelled.is_set() and ended is None:
             reason = "cancelled"
         rest = self._stops.flush()
         self._text.append(rest)

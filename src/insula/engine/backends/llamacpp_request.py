@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from insula.errors import ConfigError, UnsupportedError
 from insula.types import DEFAULT_SAMPLERS, SamplingParams
 
 NAME = "llamacpp"
+
+_INT32_MAX = 2**31 - 1
 
 #: llama.cpp takes 0xFFFFFFFF to mean "draw one", so it cannot be asked for.
 MAX_SEED = 0xFFFFFFFE
@@ -39,9 +41,17 @@ def draw_seed() -> int:
 
 
 def completion_request(
-    ids: Sequence[int], params: SamplingParams, *, seed: int, max_tokens: int, cache: bool
+    ids: Sequence[int],
+    params: SamplingParams,
+    *,
+    seed: int,
+    max_tokens: int,
+    eog_ids: Collection[int],
 ) -> dict[str, Any]:
     """The handler's JSON for a streamed completion of `ids`.
+
+    eog_ids: the tokens that end a generation, which ignore_eos must never choose; llama.cpp
+    has a list of its own, which may be shorter.
 
     One alternative per token is always asked for, because only then does the handler say
     which token it chose. Raises UnsupportedError for what llama.cpp cannot express and
@@ -49,26 +59,27 @@ def completion_request(
     """
     if not 0 <= seed <= MAX_SEED:
         raise _cannot("seed", seed, f"a whole number from 0 to {MAX_SEED}")
+    never = dict.fromkeys(eog_ids, -math.inf) if params.ignore_eos else {}
+    biases = {**params.logit_bias, **never}
     return {
         "prompt": [int(i) for i in ids],
         "stream": True,
         "return_progress": True,
         "timings_per_token": True,
-        "cache_prompt": cache,
         "n_predict": max_tokens,
         "n_probs": max(1, params.logprobs or 0),
         "seed": seed,
         "samplers": samplers(params),
         "temperature": _finite("temperature", params.temperature),
-        "top_k": params.top_k,
+        "top_k": min(params.top_k, _INT32_MAX),
         "top_p": _finite("top_p", params.top_p),
         "min_p": _finite("min_p", params.min_p),
         "typical_p": _finite("typical_p", params.typical_p),
         "repeat_penalty": _finite("repeat_penalty", params.repeat_penalty),
         "presence_penalty": _finite("presence_penalty", params.presence_penalty),
         "frequency_penalty": _finite("frequency_penalty", params.frequency_penalty),
-        "repeat_last_n": params.repeat_last_n,
-        "logit_bias": [_bias(i, b) for i, b in params.logit_bias.items()],
+        "repeat_last_n": min(params.repeat_last_n, _INT32_MAX),
+        "logit_bias": [_bias(i, b) for i, b in biases.items()],
         "ignore_eos": params.ignore_eos,
     }
 
