@@ -129,6 +129,10 @@ void bind_mapping(nb::module_& m) {
       .def_prop_ro("closed", [](const Mapping& self) { return self.closed(); })
       .def("__len__", [](const Mapping& self) { return self.file().size(); })
       .def(
+          "view",
+          [](nb::handle self) { return nb::steal(PyMemoryView_FromObject(self.ptr())); },
+          nb::sig("def view(self) -> memoryview"), "memoryview(self), for type checkers.")
+      .def(
           "drop",
           [](const Mapping& self, std::size_t offset, std::size_t length) {
             self.file().drop(offset, length);

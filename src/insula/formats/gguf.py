@@ -75,7 +75,7 @@ class GGUFFile:
     def __init__(self, path: Path, mapping: _native.Mapping, *, allow_split: bool) -> None:
         self.path = path
         self._mapping = mapping
-        self._bytes: NDArray[np.uint8] = np.frombuffer(mapping, dtype=np.uint8)
+        self._bytes: NDArray[np.uint8] = np.frombuffer(mapping.view(), dtype=np.uint8)
         self.size = len(self._bytes)
         cursor = Cursor(self._bytes)
         self.version = _read_header(cursor, path)

@@ -98,7 +98,7 @@ class Cursor:
 
     def __init__(self, data: NDArray[np.uint8], *, budget: int = METADATA_BUDGET) -> None:
         self.data = data
-        self._view = memoryview(data)
+        self._view = data.data
         self.size = len(data)
         self.pos = 0
         self.budget = budget
