@@ -104,6 +104,13 @@ double sum_exp(const float *x, size_t n, double highest, double scale, double *w
   return combine(lane);
 }
 
+// An adjusted logit stays finite; -inf, a token that is out, stays so.
+float saturate(double v) {
+  if (v == -std::numeric_limits<double>::infinity())
+    return kNever;
+  return static_cast<float>(std::clamp(v, -static_cast<double>(kFloatMax), double{kFloatMax}));
+}
+
 struct Candidate {
   float logit;
   int32_t id;
@@ -339,12 +346,6 @@ private:
       break;
     }
     return SampleStatus::ok;
-  }
-
-  static float saturate(double v) {
-    if (v == -std::numeric_limits<double>::infinity())
-      return kNever; // a bias of -inf forbids the token
-    return static_cast<float>(std::clamp(v, -static_cast<double>(kFloatMax), double{kFloatMax}));
   }
 
   // A penalty acts on logit / temperature if temperature came first. What is stored is the logit
@@ -604,7 +605,7 @@ SampleStatus log_probabilities(const float *logits, size_t n_vocab, int32_t toke
   const double highest = row.highest;
   const double log_total = log_positive(sum_exp(logits, n_vocab, row.highest, 1.0, nullptr));
   const auto score = [&](float logit) {
-    return static_cast<float>((static_cast<double>(logit) - highest) - log_total);
+    return saturate((static_cast<double>(logit) - highest) - log_total);
   };
   *token_logprob = score(logits[token]);
   if (n_top > 0) {

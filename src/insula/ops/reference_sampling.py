@@ -4,9 +4,10 @@ Owns the plain form of every sampler, the generator and the log-probabilities. W
 float64, whole-row, sorted where that is simplest; nothing here is fast and nothing at run time
 calls it.
 
-Legend: x_V logits float64 [n_vocab], -inf where a token is out; p_V probabilities.
-Every sampler takes x_V (temperature already divided in, if it came first) and returns a new x_V.
-Ties are always broken towards the lower id.
+Legend: x_V logits float64 [n_vocab], -inf where a token is out; p_V probabilities; t the
+temperature if that sampler has acted already, else 1: probabilities are softmax(x_V / t). (Dividing
+x_V itself would overflow for huge logits, and merge tiny ones.)
+Every sampler takes x_V and returns a new x_V. Ties are always broken towards the lower id.
 """
 
 from __future__ import annotations
@@ -50,9 +51,15 @@ def uniform_at(seed: int, position: int) -> float:
     return ((words[1] >> 6) << 27 | words[0] >> 5) * 2.0**-53
 
 
-def softmax(x_V: F64) -> F64:
-    """exp(x) / sum exp(x); tokens at -inf get 0."""
-    w_V = np.exp(x_V - x_V.max())
+def _below_highest(x_V: F64, t: float) -> F64:
+    with np.errstate(over="ignore"):
+        out: F64 = (x_V - x_V.max()) / max(t, float(np.finfo(np.float64).tiny))
+    return out
+
+
+def softmax(x_V: F64, t: float = 1.0) -> F64:
+    """exp(x / t) / sum exp(x / t); tokens at -inf get 0."""
+    w_V = np.exp(_below_highest(x_V, t))
     p_V: F64 = w_V / w_V.sum()
     return p_V
 
@@ -98,23 +105,22 @@ def penalties(
     presence_penalty: float,
     frequency_penalty: float,
     repeat_last_n: int,
-    scale: float = 1.0,
+    t: float = 1.0,
 ) -> F64:
     """Tokens of the window, n_i times in it, are made less likely.
 
-    x_i <- (x_i * r if x_i <= 0 else x_i / r) - (n_i * frequency + presence), with x in units of
-    temperature; r after Keskar et al., CTRL (arXiv:1909.05858), the others after OpenAI's API.
+    y_i <- (y_i * r if y_i <= 0 else y_i / r) - (n_i * frequency + presence), with y = x / t;
+    r after Keskar et al., CTRL (arXiv:1909.05858), the others after OpenAI's API.
     """
     if repeat_last_n == 0:
         return x_V
     window = history if repeat_last_n < 0 else history[-repeat_last_n:]
-    out = x_V / scale
+    out = x_V.copy()
     for token, count in zip(*np.unique(window, return_counts=True), strict=True):
         value = out[token]
         value = value * repeat_penalty if value <= 0 else value / repeat_penalty
-        shift = (int(count) * frequency_penalty + presence_penalty) / scale
-        out[token] = value - shift
-    return _to_float32(out) * scale
+        out[token] = value - (int(count) * frequency_penalty + presence_penalty) * t
+    return _to_float32(out)
 
 
 def top_k(x_V: F64, k: int) -> F64:
@@ -122,7 +128,7 @@ def top_k(x_V: F64, k: int) -> F64:
     return x_V if k <= 0 else _only(x_V, best_first(x_V)[:k])
 
 
-def typical_p(x_V: F64, p: float) -> F64:
+def typical_p(x_V: F64, p: float, t: float = 1.0) -> F64:
     """Locally typical sampling (Meister et al., arXiv:2202.00666).
 
     The tokens whose surprise -log p_i is nearest to the entropy H, nearest first, until their mass
@@ -130,9 +136,9 @@ def typical_p(x_V: F64, p: float) -> F64:
     """
     if p >= 1:
         return x_V
-    p_V = softmax(x_V)
-    highest = x_V.max()
-    surprise_V = np.log(np.exp(x_V - highest).sum()) - (x_V - highest)
+    p_V = softmax(x_V, t)
+    below_V = _below_highest(x_V, t)
+    surprise_V = np.log(np.exp(below_V).sum()) - below_V
     held = p_V > 0
     entropy = float((p_V[held] * surprise_V[held]).sum())
     alive = np.flatnonzero(x_V > -np.inf)
@@ -140,28 +146,21 @@ def typical_p(x_V: F64, p: float) -> F64:
     return _only(x_V, order[: _reach(np.cumsum(p_V[order]) > p)])
 
 
-def top_p(x_V: F64, p: float) -> F64:
+def top_p(x_V: F64, p: float, t: float = 1.0) -> F64:
     """Nucleus sampling (Holtzman et al., arXiv:1904.09751): the fewest best that hold mass p."""
     if p >= 1:
         return x_V
     order = best_first(x_V)
-    return _only(x_V, order[: _reach(np.cumsum(softmax(x_V)[order]) >= p)])
+    return _only(x_V, order[: _reach(np.cumsum(softmax(x_V, t)[order]) >= p)])
 
 
 def _reach(reached: npt.NDArray[np.bool_]) -> int:
     return int(np.argmax(reached)) + 1 if reached.any() else len(reached)
 
 
-def min_p(x_V: F64, p: float) -> F64:
+def min_p(x_V: F64, p: float, t: float = 1.0) -> F64:
     """p_i >= p * max p (Nguyen et al., arXiv:2407.01082), compared as logits."""
-    return x_V if p <= 0 else np.where(x_V >= x_V.max() + math.log(p), x_V, -np.inf)
-
-
-def temperature(x_V: F64, t: float) -> F64:
-    """(x_i - max x) / t; the shift changes no probability and keeps huge logits finite."""
-    with np.errstate(over="ignore"):
-        out: F64 = (x_V - x_V.max()) / max(t, float(np.finfo(np.float64).tiny))
-    return out
+    return x_V if p <= 0 else np.where(x_V >= x_V.max() + t * math.log(p), x_V, -np.inf)
 
 
 def distribution(
@@ -175,38 +174,36 @@ def distribution(
     if allowed is not None:
         x_V = allowed_only(x_V, allowed)
     greedy = params.temperature <= 0
-    scale, shift = 1.0, 0.0
+    t = 1.0
     for name in params.samplers:
         if greedy and name != "penalties":
             continue
         match name:
             case "penalties":
                 x_V = penalties(
-                    x_V + shift,
+                    x_V,
                     history,
                     repeat_penalty=params.repeat_penalty,
                     presence_penalty=params.presence_penalty,
                     frequency_penalty=params.frequency_penalty,
                     repeat_last_n=params.repeat_last_n,
-                    scale=scale,
+                    t=t,
                 )
             case "top_k":
                 x_V = top_k(x_V, params.top_k)
             case "typical_p":
-                x_V = typical_p(x_V, params.typical_p)
+                x_V = typical_p(x_V, params.typical_p, t)
             case "top_p":
-                x_V = top_p(x_V, params.top_p)
+                x_V = top_p(x_V, params.top_p, t)
             case "min_p":
-                x_V = min_p(x_V, params.min_p)
+                x_V = min_p(x_V, params.min_p, t)
             case "temperature":
-                scale = 1.0 / max(params.temperature, float(np.finfo(np.float64).tiny))
-                shift = float(x_V.max()) * scale
-                x_V = temperature(x_V, params.temperature)
+                t = params.temperature
     if greedy:
         p_V = np.zeros(len(x_V))
         p_V[best_first(x_V)[0]] = 1.0
         return p_V
-    return softmax(x_V)
+    return softmax(x_V, t)
 
 
 def choose(p_V: F64, u: float) -> int:
@@ -215,7 +212,7 @@ def choose(p_V: F64, u: float) -> int:
 
 
 def log_probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Natural-log probabilities of the raw logits, float32 [n_vocab]."""
+    """Natural-log probabilities of the raw logits, float32 [n_vocab], saturating."""
     x_V = logits.astype(np.float64)
     shifted = x_V - x_V.max()
-    return np.asarray(shifted - np.log(np.exp(shifted).sum()), dtype=np.float32)
+    return _to_float32(shifted - np.log(np.exp(shifted).sum())).astype(np.float32)
