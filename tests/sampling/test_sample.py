@@ -119,7 +119,8 @@ def test_sample_takes_params_and_leaves_its_arguments_alone() -> None:
     params = SamplingParams(logit_bias={1: 5.0}, repeat_penalty=1.5)
     first = sample(logits, params, history, 0, 0)
     assert first == sample(logits, params, history, 0, 0) == Sampler(params)(logits, history, 0, 0)
-    assert first.logprob is None and first.top == ()
+    assert first.logprob is None
+    assert first.top == ()
     np.testing.assert_array_equal(logits, before)
 
 
@@ -157,7 +158,8 @@ def test_the_chosen_token_is_reported_also_outside_the_top() -> None:
     logits = np.array([9.0, 0.0, 8.0], dtype=np.float32)
     params = SamplingParams(temperature=0.0, logprobs=1, logit_bias={1: 50.0})
     result = sample(logits, params, NONE, 0, 0)
-    assert result.token_id == 1 and result.top[0][0] == 0
+    assert result.token_id == 1
+    assert result.top[0][0] == 0
     assert result.logprob == pytest.approx(-9.3133, abs=1e-3)
     assert sample(logits, SamplingParams(logprobs=0), NONE, 0, 0).logprob is not None
 
@@ -189,10 +191,10 @@ def test_ids_outside_the_vocabulary() -> None:
     logits = row("normal", 64, 0)
     penalized = SamplingParams(repeat_penalty=1.1)
     for wrong in (-1, 64, 2**31 - 1):
-        with pytest.raises(EngineError, match="history.*64 tokens"):
+        with pytest.raises(EngineError, match=r"history.*64 tokens"):
             sample(logits, penalized, np.array([wrong], dtype=np.int32), 0, 0)
     # and the counts it keeps are clean afterwards
     history = np.array([1, 1], dtype=np.int32)
     assert sample(logits, penalized, history, 0, 0) == Sampler(penalized)(logits, history, 0, 0)
-    with pytest.raises(ConfigError, match="logit_bias.*64 tokens"):
+    with pytest.raises(ConfigError, match=r"logit_bias.*64 tokens"):
         sample(logits, SamplingParams(logit_bias={64: 1.0}), NONE, 0, 0)

@@ -77,9 +77,9 @@ def test_unknown_samplers_name_the_known_ones() -> None:
 
 def test_the_vocabulary_bounds_ids_and_logprobs() -> None:
     validate(SamplingParams(logprobs=10, logit_bias={9: 1.0}), n_vocab=10)
-    with pytest.raises(ConfigError, match="logprobs: 11 .* 10"):
+    with pytest.raises(ConfigError, match=r"logprobs: 11 .* 10"):
         validate(SamplingParams(logprobs=11), n_vocab=10)
-    with pytest.raises(ConfigError, match="logit_bias: 10 .* 0 to 9"):
+    with pytest.raises(ConfigError, match=r"logit_bias: 10 .* 0 to 9"):
         validate(SamplingParams(logit_bias={10: 1.0}), n_vocab=10)
 
 
