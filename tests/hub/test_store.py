@@ -1,0 +1,197 @@
+"""The store: whole files by digest, names beside them, nothing that anybody else can read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from insula.errors import ConfigError, FormatError, NotFoundError, ResourceError
+from insula.hub.lock import locked
+from insula.hub.store import Manifest, ModelStore
+
+
+def manifest(name: str, data: bytes = b"GGUF one", **changes) -> Manifest:
+    values = {
+        "name": name,
+        "file": "m.gguf",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "size": len(data),
+        "source": "test",
+        "licence": None,
+        "pulled": "2026-11-22T00:00:00+00:00",
+    }
+    return Manifest(**{**values, **changes})
+
+
+def put(store: ModelStore, name: str, data: bytes = b"GGUF one") -> Path:
+    store.prepare()
+    file = store.partial / "x.part"
+    file.write_bytes(data)
+    return store.add(manifest(name, data), file)
+
+
+@pytest.fixture
+def store() -> ModelStore:
+    return ModelStore()
+
+
+def test_what_goes_in_comes_out(store, home):
+    blob = put(store, "hf.co/o/r:Q4_K_M")
+    held = store.get("hf.co/o/r:Q4_K_M")
+    assert held == manifest("hf.co/o/r:Q4_K_M")
+    assert store.path(held) == blob
+    assert blob.read_bytes() == b"GGUF one"
+    assert store.root == home / "models"
+    document = json.loads((store.manifests / "hf.co/o/r/Q4_K_M.json").read_text())
+    assert document["name"] == "hf.co/o/r:Q4_K_M"
+    assert document["schema"] == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permission bits")
+def test_nobody_else_can_read_it(store, home):
+    put(store, "a:1")
+    for path in [home, *home.rglob("*")]:
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_reading_makes_nothing(store, home):
+    assert store.scan() == ([], [])
+    assert store.get("a:1") is None
+    assert not store.has_blob("0" * 64)
+    assert store.prune().files == 0
+    assert not home.exists()
+
+
+def test_a_name_without_its_tag_means_the_only_one(store):
+    put(store, "a:1")
+    assert store.get("a").name == "a:1"
+    put(store, "a:2", b"GGUF two")
+    assert store.get("a") is None
+
+
+def test_tags_are_found_in_any_case(store):
+    put(store, "hf.co/o/r:Q4_K_M")
+    assert store.get("hf.co/o/r:q4_k_m").name == "hf.co/o/r:Q4_K_M"
+
+
+def test_a_blob_lives_as_long_as_a_name_means_it(store):
+    blob = put(store, "a:1")
+    store.add(manifest("b:1"))
+    assert store.remove("a:1").freed == 0
+    assert blob.exists()
+    assert store.remove("b:1").freed == 8
+    assert not blob.exists()
+    assert not (store.manifests / "a").exists()
+    with pytest.raises(NotFoundError, match="a:1"):
+        store.remove("a:1")
+
+
+def test_unsafe_names_never_reach_the_disk(store):
+    for name in ("../../x:1", "/etc/passwd:1", "a:../b"):
+        for action in (store.get, store.remove, lambda n: store.add(manifest(n))):
+            with pytest.raises(ConfigError):
+                action(name)
+
+
+def test_a_manifest_without_its_blob_is_not_made(store):
+    with pytest.raises(NotFoundError):
+        store.add(manifest("a:1"))
+    assert store.scan() == ([], [])
+
+
+def test_a_blob_that_lost_bytes_is_reported(store):
+    blob = put(store, "a:1")
+    blob.write_bytes(b"GG")
+    with pytest.raises(NotFoundError, match="insula pull a:1"):
+        store.path(store.get("a:1"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"schema":1}',
+        b'{"schema":2,"name":"a:1","file":"m","sha256":"x","size":1,"source":"","licence":null,"pulled":""}',
+        b'{"schema":1,"name":"a:1","file":"m","sha256":"../../x","size":1,"source":"","licence":null,"pulled":""}',
+        b'{"schema":1,"name":"a:1","file":"m","sha256":"%s","size":-1,"source":"","licence":null,"pulled":""}'
+        % (b"0" * 64),
+        b"[" * 100_000,
+    ],
+)
+def test_a_broken_manifest_is_named_and_hides_nothing_else(store, content):
+    put(store, "good:1")
+    bad = store.manifests / "bad" / "1.json"
+    bad.parent.mkdir()
+    bad.write_bytes(content)
+    manifests, faults = store.scan()
+    assert [m.name for m in manifests] == ["good:1"]
+    assert len(faults) == 1
+    assert str(bad) in str(faults[0])
+    with pytest.raises(FormatError):
+        store.get("bad:1")
+    # While one manifest cannot be read, no blob is thrown away: it might mean it.
+    assert store.remove("good:1").freed == 0
+
+
+def test_prune_takes_only_what_nothing_names(store):
+    kept = put(store, "a:1")
+    (store.blobs / f"sha256-{'1' * 64}").write_bytes(b"orphan")
+    (store.partial / "old.part").write_bytes(b"1234")
+    (store.partial / "busy.part").write_bytes(b"1")
+    with locked(store.partial / "busy.lock"):
+        pruned = store.prune()
+    assert (pruned.files, pruned.freed) == (2, 10)
+    assert kept.exists()
+    assert [path.name for path in store.partial.iterdir()] == ["busy.part"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match="INSULA_HOME"):
+        ModelStore(tmp_path / "file" / "models").prepare()
+
+
+def test_locks_exclude_across_threads_and_leave_no_file(tmp_path):
+    path = tmp_path / "lock"
+    inside, most = 0, 0
+    guard = threading.Lock()
+
+    def work():
+        nonlocal inside, most
+        for _ in range(20):
+            with locked(path):
+                with guard:
+                    inside += 1
+                    most = max(most, inside)
+                with guard:
+                    inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert not path.exists()
+
+
+def test_a_lock_dies_with_its_process(tmp_path):
+    path = tmp_path / "lock"
+    code = (
+        "import os, sys; from pathlib import Path; from insula.hub.lock import locked\n"
+        "with locked(Path(sys.argv[1])): os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9
+    assert path.exists()
+    with locked(path):
+        pass
+    assert not path.exists()
