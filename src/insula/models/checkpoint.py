@@ -96,9 +96,9 @@ class Checkpoint:
         A list with one value per layer counts as that value if all are equal.
         """
         value = self._value(key, default)
-        if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
-            distinct = {int(v) for v in value if isinstance(v, Integral)}
-            if len(distinct) != 1:
+        if isinstance(value, list | np.ndarray):
+            distinct = {int(v) if isinstance(v, Integral) else None for v in value}
+            if len(distinct) != 1 or None in distinct:
                 raise UnsupportedError(
                     f"{self.arch}.{key} differs between layers; the native engine needs one "
                     f"value for all; {OTHER_BACKEND}",

@@ -1,0 +1,253 @@
+"""A Hugging Face folder (config.json, safetensors, tokenizer) becomes a GGUF file.
+
+Owns what a checkpoint's names are called in GGUF, per architecture, and the three changes that
+GGUF makes to weights: llama's query and key rows are permuted so that rotated pairs are
+adjacent, Gemma's norms get their +1, vectors are stored as F32. Nothing is guessed: a tensor
+without a name here, a config value that would change the maths and has no GGUF key
+(`convert_config`), or an unknown pre-tokenizer (`convert_tokenizer`) is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from insula.errors import ConfigError, FormatError, UnsupportedError
+from insula.formats.ggml_types import GGMLType
+from insula.formats.gguf_writer import GGUFWriter
+from insula.formats.safetensors import SafetensorsFile
+from insula.models import convert_config
+from insula.models.convert_tokenizer import tokenizer_metadata
+from insula.models.folder import read_json, weight_files
+
+FloatFormat = Literal["auto", "f32", "f16", "bf16"]
+
+#: safetensors dtype -> (GGUF type, the NumPy type its elements are moved as)
+FLOATS = MappingProxyType(
+    {
+        "F32": (GGMLType.F32, np.dtype("<f4")),
+        "F16": (GGMLType.F16, np.dtype("<f2")),
+        "BF16": (GGMLType.BF16, np.dtype("<u2")),
+    }
+)
+FILE_TYPE = {GGMLType.F32: 0, GGMLType.F16: 1, GGMLType.BF16: 32}
+
+BLOCK = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """One architecture: its GGUF name, the names inside a layer, and what happens to weights.
+
+    permute: query and key rows to adjacent pairs. norm_offset: added to every norm weight.
+    """
+
+    arch: str
+    block: Mapping[str, str]
+    permute: bool = False
+    norm_offset: float = 0.0
+
+
+LLAMA = Rules(arch="llama", block={**BLOCK, "post_attention_layernorm": "ffn_norm"}, permute=True)
+QWEN3 = Rules(arch="qwen3", block={**BLOCK, **HEAD_NORMS, "post_attention_layernorm": "ffn_norm"})
+GEMMA3 = Rules(
+    arch="gemma3",
+    block={
+        **BLOCK,
+        **HEAD_NORMS,
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    },
+    norm_offset=1.0,
+)
+
+#: config.json's architectures[0] -> rules
+RULES: Mapping[str, Rules] = MappingProxyType(
+    {
+        "LlamaForCausalLM": LLAMA,
+        "MistralForCausalLM": LLAMA,
+        "Qwen3ForCausalLM": QWEN3,
+        "Gemma3ForCausalLM": GEMMA3,
+        "Gemma3ForConditionalGeneration": GEMMA3,
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """One tensor on its way: elements still in the type they are moved as."""
+
+    type: GGMLType
+    values: NDArray[Any]
+
+
+def convert(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    dtype: FloatFormat = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[str, ...]:
+    """Write `out`, a GGUF file, from a Hugging Face folder; returns notes for the user.
+
+    dtype: what matrices are stored as; "auto" keeps each tensor's own float type.
+    progress(done, total) is called after each tensor.
+    Raises NotFoundError for a missing file, UnsupportedError or FormatError for content that
+    has no exact counterpart in GGUF.
+    """
+    folder, out = Path(folder), Path(out)
+    if dtype not in ("auto", "f32", "f16", "bf16"):
+        raise ConfigError(f"dtype is {dtype!r}, allowed are auto, f32, f16 and bf16")
+    config = read_json(folder / "config.json")
+    rules = _rules(config)
+    notes: list[str] = []
+    if "text_config" in config:
+        notes.append("the vision half of the model was left out")
+        config = config["text_config"]
+
+    with ExitStack() as stack:
+        weights: dict[str, _Weight] = {}
+        for path in weight_files(folder):
+            file = stack.enter_context(SafetensorsFile.open(path))
+            for source in file.tensors:
+                name = _gguf_name(source, rules, config)
+                if name is not None:
+                    weights[name] = _converted(file, source, name, rules, config, dtype)
+        if "token_embd.weight" not in weights:
+            raise FormatError(f"{folder} has no embedding (model.embed_tokens.weight)")
+        n_vocab = weights["token_embd.weight"].values.shape[0]
+
+        writer = GGUFWriter(out)
+        writer.add("general.architecture", rules.arch)
+        writer.add("general.type", "model")
+        writer.add("general.name", folder.resolve().name)
+        writer.add("general.file_type", FILE_TYPE[weights["token_embd.weight"].type])
+        for key, value in convert_config.metadata(rules.arch, config).items():
+            writer.add(f"{rules.arch}.{key}", value)
+        tokenizer, tokenizer_notes = tokenizer_metadata(folder, config, n_vocab=n_vocab)
+        notes.extend(tokenizer_notes)
+        for key, value in tokenizer.items():
+            writer.add(f"tokenizer.{key}", value)
+        factors = convert_config.rope_factors(rules.arch, config)
+        if factors is not None:
+            writer.add_tensor("rope_freqs.weight", factors, GGMLType.F32)
+        for done, (name, weight) in enumerate(weights.items(), 1):
+            writer.add_tensor(name, weight.values, weight.type)
+            if progress is not None:
+                progress(done, len(weights))
+        writer.write()
+    return tuple(notes)
+
+
+def _rules(config: Mapping[str, Any]) -> Rules:
+    names = config.get("architectures") or [None]
+    rules = RULES.get(names[0]) if isinstance(names, list) else None
+    if rules is None:
+        raise UnsupportedError(
+            f"config.json names the architecture {names!r}; the converter knows "
+            f"{', '.join(sorted(RULES))}"
+        )
+    return rules
+
+
+def _gguf_name(source: str, rules: Rules, config: Mapping[str, Any]) -> str | None:
+    """What GGUF calls a checkpoint's tensor; None for what GGUF leaves out."""
+    if re.match(r"(model\.)?(vision_tower|multi_modal_projector)\.", source):
+        return None
+    if source.endswith("rotary_emb.inv_freq"):
+        return None  # follows from the metadata
+    name = re.sub(r"^(language_model\.)?(model\.)?(language_model\.)?", "", source)
+    if name == "lm_head.weight":
+        return None if config.get("tie_word_embeddings") else "output.weight"
+    if name == "embed_tokens.weight":
+        return "token_embd.weight"
+    if name == "norm.weight":
+        return "output_norm.weight"
+    match = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
+    if match and match[2] in rules.block:
+        return f"blk.{int(match[1])}.{rules.block[match[2]]}.{match[3]}"
+    raise UnsupportedError(
+        f"tensor {source} has no counterpart in GGUF's {rules.arch}; leaving it out could "
+        "change the model's answers"
+    )
+
+
+def _converted(
+    file: SafetensorsFile,
+    source: str,
+    name: str,
+    rules: Rules,
+    config: Mapping[str, Any],
+    dtype: FloatFormat,
+) -> _Weight:
+    """One tensor with GGUF's changes applied."""
+    info = file.tensors[source]
+    if info.dtype not in FLOATS:
+        raise UnsupportedError(
+            f"tensor {source} is {info.dtype}; the converter reads {', '.join(FLOATS)} "
+            "(quantized checkpoints: convert the original instead)"
+        )
+    type_, moved_as = FLOATS[info.dtype]
+    values = file.data(source).view(moved_as).reshape(info.shape)
+    if rules.permute and re.search(r"\.attn_[qk]\.", name):
+        heads = config["num_attention_heads"]
+        if ".attn_k." in name:
+            heads = config.get("num_key_value_heads") or heads
+        values = adjacent_pairs(values, heads)
+    if values.ndim == 1:
+        vector = _as_float32(values, type_)
+        if "norm" in name and rules.norm_offset:
+            vector = vector + np.float32(rules.norm_offset)
+        return _Weight(GGMLType.F32, vector)
+    return _cast(_Weight(type_, values), dtype)
+
+
+def adjacent_pairs(values: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Rows reordered within each head so that rotated pairs (i, i + E/2) become (2i, 2i+1)."""
+    rows = values.shape[0]
+    if rows % (2 * heads):
+        raise FormatError(f"{rows} rows do not divide into pairs of {heads} heads")
+    halves = values.reshape(heads, 2, rows // heads // 2, *values.shape[1:])
+    return halves.swapaxes(1, 2).reshape(values.shape)
+
+
+def _cast(weight: _Weight, dtype: FloatFormat) -> _Weight:
+    if dtype == "auto" or GGMLType[dtype.upper()] == weight.type:
+        return weight
+    values = _as_float32(weight.values, weight.type)
+    if dtype == "f16":
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if not np.all(np.isfinite(half)):
+            raise FormatError("a weight is too large for f16; choose bf16 or f32")
+        return _Weight(GGMLType.F16, half)
+    if dtype == "bf16":
+        bits = values.view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even
+        return _Weight(GGMLType.BF16, rounded.astype(np.uint16))
+    return _Weight(GGMLType.F32, values)
+
+
+def _as_float32(values: NDArray[Any], type_: GGMLType) -> NDArray[np.float32]:
+    if type_ is GGMLType.BF16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)

@@ -1,0 +1,178 @@
+"""What config.json says, as GGUF metadata, per architecture.
+
+Every value that shapes the maths is either mapped to its GGUF key or refused here. Both ways
+of writing rotary settings are read: rope_parameters (transformers 5) and rope_theta with
+rope_scaling (before).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from insula.errors import FormatError, UnsupportedError
+from insula.models import rope
+
+Config = Mapping[str, Any]
+
+
+def metadata(arch: str, config: Config) -> dict[str, Any]:
+    """GGUF keys (without the architecture's prefix) and values for a checkpoint's config."""
+    heads = _need(config, "num_attention_heads")
+    head_dim = config.get("head_dim") or _need(config, "hidden_size") // heads
+    if not math.isclose(config.get("partial_rotary_factor") or 1.0, 1.0):
+        raise UnsupportedError("partial_rotary_factor has no counterpart in the converter yet")
+    meta: dict[str, Any] = {
+        "context_length": _need(config, "max_position_embeddings"),
+        "embedding_length": _need(config, "hidden_size"),
+        "block_count": _need(config, "num_hidden_layers"),
+        "feed_forward_length": _need(config, "intermediate_size"),
+        "attention.head_count": heads,
+        "attention.head_count_kv": config.get("num_key_value_heads") or heads,
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "attention.layer_norm_rms_epsilon": np.float32(_need(config, "rms_norm_eps")),
+        "rope.dimension_count": head_dim,
+        "vocab_size": _need(config, "vocab_size"),
+    }
+    if arch == "gemma3":
+        meta |= _gemma3(config, head_dim)
+    else:
+        _only(config, "hidden_act", "silu")
+        _refuse_windows(config)
+        meta |= _rope_metadata(_rope(config))
+    return meta
+
+
+def rope_factors(arch: str, config: Config) -> NDArray[np.float32] | None:
+    """The rope_freqs tensor: what each pair's frequency is divided by, for llama3 scaling."""
+    settings = _rope(config, "full_attention" if arch == "gemma3" else None)
+    if _rope_type(settings) != "llama3":
+        return None
+    head_dim = config.get("head_dim") or _need(config, "hidden_size") // _need(
+        config, "num_attention_heads"
+    )
+    freqs = rope.plain(head_dim, settings["rope_theta"])
+    scaled = rope.llama3(
+        freqs,
+        factor=_need(settings, "factor"),
+        low=_need(settings, "low_freq_factor"),
+        high=_need(settings, "high_freq_factor"),
+        n_ctx_original=_need(settings, "original_max_position_embeddings"),
+    )
+    return (freqs / scaled).astype(np.float32)
+
+
+def _gemma3(config: Config, head_dim: int) -> dict[str, Any]:
+    _only(config, "hidden_activation", "gelu_pytorch_tanh")
+    _only(config, "attn_logit_softcapping", None)
+    if config.get("use_bidirectional_attention"):
+        raise UnsupportedError("this Gemma 3 sees text in both directions (an embedding model)")
+    n_layers = config["num_hidden_layers"]
+    layers = config.get("layer_types")
+    period = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
+    expected = ["full_attention" if (i + 1) % period == 0 else "sliding_attention"
+                for i in range(n_layers)]  # fmt: skip
+    if period != 6 or (layers is not None and list(layers) != expected):
+        raise UnsupportedError(
+            "GGUF's gemma3 has five sliding layers before each full one; this checkpoint "
+            f"orders them {layers or period}"
+        )
+    full, local = _rope(config, "full_attention"), _rope(config, "sliding_attention")
+    if _rope_type(local) != "default":
+        raise UnsupportedError("GGUF's gemma3 scales rotary angles of full attention alone")
+    meta = {
+        **_rope_metadata(full),
+        "rope.freq_base_swa": np.float32(local["rope_theta"]),
+        "attention.sliding_window": _need(config, "sliding_window"),
+    }
+    scalar = config.get("query_pre_attn_scalar") or head_dim
+    usual = config["hidden_size"] / config["num_attention_heads"] if n_layers == 62 else head_dim
+    if not math.isclose(scalar, usual):
+        meta["attention.scale"] = np.float32(scalar**-0.5)
+    if config.get("final_logit_softcapping"):
+        meta["final_logit_softcapping"] = np.float32(config["final_logit_softcapping"])
+    return meta
+
+
+def _rope(config: Config, layer_type: str | None = None) -> dict[str, Any]:
+    """Rotary settings with rope_theta among them, for one kind of layer where they differ."""
+    settings = config.get("rope_parameters")
+    if settings is not None:
+        if layer_type is not None and layer_type in settings:
+            settings = settings[layer_type]
+        return {"rope_theta": 10000.0, **settings}
+    if layer_type == "sliding_attention":
+        return {"rope_theta": config.get("rope_local_base_freq", 10000.0)}
+    default = 1e6 if layer_type else 10000.0
+    return {
+        "rope_theta": config.get("rope_theta", default),
+        **(config.get("rope_scaling") or {}),
+    }
+
+
+def _rope_type(settings: Config) -> str:
+    return str(settings.get("rope_type") or settings.get("type") or "default")
+
+
+def _rope_metadata(settings: Config) -> dict[str, Any]:
+    meta: dict[str, Any] = {"rope.freq_base": np.float32(settings["rope_theta"])}
+    match _rope_type(settings):
+        case "default":
+            pass
+        case "llama3":  # said by the rope_freqs tensor, as llama.cpp reads it
+            pass
+        case "linear":
+            meta["rope.scaling.type"] = "linear"
+            meta["rope.scaling.factor"] = np.float32(_need(settings, "factor"))
+        case "yarn":
+            meta["rope.scaling.type"] = "yarn"
+            meta["rope.scaling.factor"] = np.float32(_need(settings, "factor"))
+            meta["rope.scaling.original_context_length"] = _need(
+                settings, "original_max_position_embeddings"
+            )
+            for key, ours in (
+                ("beta_fast", "rope.scaling.yarn_beta_fast"),
+                ("beta_slow", "rope.scaling.yarn_beta_slow"),
+            ):
+                if settings.get(key) is not None:
+                    meta[ours] = np.float32(settings[key])
+            for key in ("attention_factor", "mscale", "mscale_all_dim", "truncate"):
+                if settings.get(key) is not None:
+                    raise UnsupportedError(f"yarn's {key} has no counterpart in the converter")
+        case other:
+            raise UnsupportedError(
+                f"rotary scaling {other!r} is unknown here; the converter knows default, "
+                "linear, llama3 and yarn"
+            )
+    return meta
+
+
+def _refuse_windows(config: Config) -> None:
+    """Sliding windows in llama and qwen3 checkpoints have no GGUF key."""
+    window = config.get("sliding_window")
+    reach = config.get("max_position_embeddings", 0)
+    used = config.get("use_sliding_window", window is not None)
+    if used and window is not None and window < reach:
+        raise UnsupportedError(
+            f"the model attends through a sliding window of {window} in a context of {reach}; "
+            "GGUF has no key for that in this architecture"
+        )
+
+
+def _only(config: Config, key: str, allowed: object) -> None:
+    if key in config and config[key] != allowed:
+        raise UnsupportedError(
+            f"config.json sets {key} to {config[key]!r}; GGUF knows only {allowed!r} here"
+        )
+
+
+def _need(config: Config, key: str) -> Any:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise FormatError(f"config.json has {key} = {value!r}, a number is needed")
+    return value

@@ -1,0 +1,205 @@
+"""Makes the golden files: tiny random checkpoints and the logits transformers gives for them.
+
+    python -m tests.golden.make_goldens [NAME ...]
+
+Each <name>.npz holds `gguf` (the bytes of a GGUF file converted from the checkpoint, F32),
+`ids`, `logits` (float32 [T, V], from torch in float32) and `provenance` (JSON: versions, seed,
+config). Needs torch and transformers; the tests that read the files need neither.
+
+Weights are rounded to bfloat16 values, which keeps the files small and changes nothing else:
+both sides compute with the same float32 numbers. They are drawn large enough that attention is
+far from uniform and every op matters.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import tiny_tokenizer
+
+HERE = Path(__file__).parent
+
+SIZES = {
+    "vocab_size": tiny_tokenizer.N_VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": tiny_tokenizer.BOS,
+    "eos_token_id": tiny_tokenizer.EOS,
+    "pad_token_id": None,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One golden: a transformers config class by name, its settings, and how many tokens."""
+
+    config: str
+    settings: dict
+    n_tokens: int
+    seed: int
+
+
+CASES = {
+    "llama": Case(
+        config="LlamaConfig",
+        settings={"num_hidden_layers": 3, "tie_word_embeddings": True, "rms_norm_eps": 1e-5},
+        n_tokens=70,
+        seed=1,
+    ),
+    "llama-bias": Case(
+        config="LlamaConfig",
+        settings={"num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True}
+        | {"head_dim": 32, "num_key_value_heads": 4},
+        n_tokens=40,
+        seed=2,
+    ),
+    "llama3-rope": Case(
+        config="LlamaConfig",
+        settings={
+            "num_hidden_layers": 2,
+            "max_position_embeddings": 512,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+        n_tokens=130,
+        seed=3,
+    ),
+    "llama-linear": Case(
+        config="LlamaConfig",
+        settings={
+            "num_hidden_layers": 2,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+        },
+        n_tokens=70,
+        seed=4,
+    ),
+    "qwen3": Case(
+        config="Qwen3Config",
+        settings={"num_hidden_layers": 2, "head_dim": 32, "tie_word_embeddings": True},
+        n_tokens=70,
+        seed=5,
+    ),
+    "qwen3-yarn": Case(
+        config="Qwen3Config",
+        settings={
+            "num_hidden_layers": 2,
+            "head_dim": 32,
+            "max_position_embeddings": 256,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+        n_tokens=130,
+        seed=6,
+    ),
+    "gemma3": Case(
+        config="Gemma3TextConfig",
+        settings={
+            "num_hidden_layers": 7,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "head_dim": 16,
+            "sliding_window": 12,
+            "query_pre_attn_scalar": 16,
+        },
+        n_tokens=70,
+        seed=7,
+    ),
+    "gemma3-scaled": Case(
+        config="Gemma3TextConfig",
+        settings={
+            "num_hidden_layers": 6,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "head_dim": 16,
+            "sliding_window": 20,
+            "query_pre_attn_scalar": 9,
+            "final_logit_softcapping": 5.0,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 8.0},
+            },
+        },
+        n_tokens=70,
+        seed=8,
+    ),
+}
+
+
+def make(name: str) -> dict[str, np.ndarray]:
+    """The arrays of one golden file."""
+    import torch
+    import transformers
+
+    from insula.models.convert import convert
+
+    case = CASES[name]
+    generator = torch.Generator().manual_seed(case.seed)
+    config = getattr(transformers, case.config)(**{**SIZES, **case.settings})
+    config._attn_implementation = "eager"  # the plainest path through transformers
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            noise = torch.randn(value.shape, generator=generator)
+            if value.ndim == 1:  # norms around their neutral value, biases around 0
+                neutral = 1.0 if "norm" in key and "gemma" not in name else 0.0
+                value.copy_(neutral + 0.3 * noise)
+            elif "embed_tokens" in key and "gemma" in name:
+                value.copy_(0.15 * noise)  # Gemma multiplies by sqrt(hidden_size)
+            elif "embed_tokens" in key:
+                value.copy_(0.5 * noise)
+            else:
+                value.copy_(1.5 * noise / value.shape[1] ** 0.5)
+            value.copy_(value.to(torch.bfloat16).to(torch.float32))
+        ids = torch.randint(0, 298, (case.n_tokens,), generator=generator)
+        ids[0] = tiny_tokenizer.BOS
+        logits = model(ids[None]).logits[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / name
+        model.save_pretrained(folder)
+        tiny_tokenizer.save(folder)
+        convert(folder, folder / "model.gguf", dtype="f32")
+        gguf = np.fromfile(folder / "model.gguf", np.uint8)
+    provenance = {
+        "made_by": "tests/golden/make_goldens.py",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "seed": case.seed,
+        "config": json.loads(config.to_json_string()),
+    }
+    return {
+        "gguf": gguf,
+        "ids": ids.numpy().astype(np.int32),
+        "logits": logits.numpy().astype(np.float32),
+        "provenance": np.array(json.dumps(provenance)),
+    }
+
+
+def main(names: list[str]) -> None:
+    for name in names or CASES:
+        golden = make(name)
+        path = HERE / f"{name}.npz"
+        np.savez_compressed(path, **golden)
+        logits = golden["logits"]
+        print(f"{path.name}: {path.stat().st_size >> 10} KB, logits std {logits.std():.2f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,288 @@
+"""What architecture files say to metadata and tensors that do not fit."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from insula.errors import FormatError, UnsupportedError
+from insula.models import rope
+from insula.models.registry import ARCHITECTURES, build_graph
+from insula.ops.graph import Attention, Logits, Norm, Rope
+
+N_VOCAB, D, FF, HEADS, KV_HEADS, LAYERS = 40, 32, 48, 4, 2, 7
+
+
+class Source:
+    """A checkpoint without data: metadata and shapes, both changeable."""
+
+    def __init__(self, arch: str) -> None:
+        self.metadata = {
+            "general.architecture": arch,
+            f"{arch}.context_length": 256,
+            f"{arch}.embedding_length": D,
+            f"{arch}.block_count": LAYERS,
+            f"{arch}.feed_forward_length": FF,
+            f"{arch}.attention.head_count": HEADS,
+            f"{arch}.attention.head_count_kv": KV_HEADS,
+            f"{arch}.attention.layer_norm_rms_epsilon": 1e-5,
+            f"{arch}.rope.freq_base": 10000.0,
+        }
+        shapes = {"token_embd.weight": (N_VOCAB, D), "output_norm.weight": (D,)}
+        head = D // HEADS
+        for i in range(LAYERS):
+            for name, shape in {
+                "attn_norm": (D,),
+                "attn_q": (D, D),
+                "attn_k": (KV_HEADS * head, D),
+                "attn_v": (KV_HEADS * head, D),
+                "attn_output": (D, D),
+                "ffn_norm": (D,),
+                "ffn_gate": (FF, D),
+                "ffn_up": (FF, D),
+                "ffn_down": (D, FF),
+            }.items():
+                shapes[f"blk.{i}.{name}.weight"] = shape
+            if arch in ("qwen3", "gemma3"):
+                shapes[f"blk.{i}.attn_q_norm.weight"] = (head,)
+                shapes[f"blk.{i}.attn_k_norm.weight"] = (head,)
+            if arch == "gemma3":
+                shapes[f"blk.{i}.post_attention_norm.weight"] = (D,)
+                shapes[f"blk.{i}.post_ffw_norm.weight"] = (D,)
+        self.tensors = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
+        self.data: dict[str, np.ndarray] = {}
+
+    def dequantize(self, name):
+        return self.data[name]
+
+    def add(self, name, values):
+        self.data[name] = np.asarray(values, np.float32)
+        self.tensors[name] = SimpleNamespace(shape=self.data[name].shape)
+
+
+@pytest.fixture(params=sorted(ARCHITECTURES))
+def source(request):
+    return Source(request.param)
+
+
+def ops_of(graph, kind):
+    return [op for op in graph.ops if isinstance(op, kind)]
+
+
+def test_output_is_the_embedding_where_the_file_has_no_other(source):
+    assert ops_of(build_graph(source), Logits)[0].weight == "token_embd.weight"
+    source.tensors["output.weight"] = SimpleNamespace(shape=(N_VOCAB, D))
+    assert ops_of(build_graph(source), Logits)[0].weight == "output.weight"
+
+
+def test_every_buffer_that_an_op_names_is_declared(source):
+    graph = build_graph(source)
+    for op in graph.ops:
+        for field in ("dst", "src", "buf", "q", "k", "v", "gate", "up"):
+            assert getattr(op, field, "x") in graph.buffers
+    assert [op.slot for op in ops_of(graph, Attention)] == list(range(len(graph.slots)))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "context_length",
+        "embedding_length",
+        "block_count",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.layer_norm_rms_epsilon",
+    ],
+)
+@pytest.mark.parametrize("value", [None, 0, -1, "many", 2**40, float("nan"), True, b"x", [1, 2]])
+def test_a_wrong_number_is_named(source, key, value):
+    arch = source.metadata["general.architecture"]
+    if value == 2**40 and key.endswith("epsilon"):
+        pytest.skip("a large epsilon is a number")
+    if value is None:
+        del source.metadata[f"{arch}.{key}"]
+    else:
+        source.metadata[f"{arch}.{key}"] = value
+    with pytest.raises((FormatError, UnsupportedError), match=f"{arch}.{key}"):
+        build_graph(source)
+
+
+def test_one_value_for_all_layers_may_be_a_list(source):
+    arch = source.metadata["general.architecture"]
+    source.metadata[f"{arch}.attention.head_count_kv"] = np.full(LAYERS, KV_HEADS, np.int32)
+    assert build_graph(source).slots[0].kv_heads == KV_HEADS
+    source.metadata[f"{arch}.attention.head_count_kv"] = np.array([2, 2, 1, 2, 2, 2, 2])
+    with pytest.raises(UnsupportedError, match="differs between layers"):
+        build_graph(source)
+
+
+def test_each_missing_tensor_is_named(source):
+    for name in list(source.tensors):
+        info = source.tensors.pop(name)
+        with pytest.raises(FormatError, match=name.replace(".", r"\.")):
+            build_graph(source)
+        source.tensors[name] = info
+    build_graph(source)
+
+
+def test_each_wrong_shape_is_named_with_both_shapes(source):
+    for name, info in list(source.tensors.items()):
+        wrong = (*info.shape[:-1], info.shape[-1] + 1)
+        source.tensors[name] = SimpleNamespace(shape=wrong)
+        with pytest.raises(FormatError, match=name.replace(".", r"\.")) as caught:
+            build_graph(source)
+        assert str(wrong) in str(caught.value)
+        source.tensors[name] = info
+
+
+def test_a_tensor_nobody_uses_is_refused(source):
+    source.add("blk.0.attn_sinks.weight", np.zeros(HEADS))
+    with pytest.raises(UnsupportedError, match="attn_sinks") as caught:
+        build_graph(source)
+    assert caught.value.backend == "native"
+    assert "llamacpp" in str(caught.value)
+
+
+def test_harmless_tensors_become_notes():
+    llama = Source("llama")
+    llama.add("blk.0.attn_rot_embd.weight", np.zeros(4))
+    assert "attn_rot_embd" in build_graph(llama).notes[0]
+    gemma = Source("gemma3")
+    gemma.add("v.patch_embd.weight", np.zeros(4))
+    assert "vision" in build_graph(gemma).notes[0]
+
+
+def test_an_unknown_architecture_is_told_what_is_known():
+    with pytest.raises(UnsupportedError, match="mamba") as caught:
+        build_graph(Source("mamba"))
+    assert caught.value.backend == "native"
+    for known in (*ARCHITECTURES, "llamacpp"):
+        assert known in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, 7, "", b"\xff"])
+def test_an_architecture_without_a_name(value):
+    source = Source("llama")
+    source.metadata["general.architecture"] = value
+    with pytest.raises(FormatError, match=r"general\.architecture"):
+        build_graph(source)
+
+
+@pytest.mark.parametrize(
+    ("arch", "key", "value"),
+    [
+        ("llama", "expert_count", 8),
+        ("llama", "attention.sliding_window", 4096),
+        ("llama", "logit_scale", 0.1),
+        ("qwen3", "expert_count", 128),
+        ("gemma3", "attn_logit_softcapping", 50.0),
+    ],
+)
+def test_keys_that_change_the_maths_are_refused(arch, key, value):
+    source = Source(arch)
+    source.metadata[f"{arch}.{key}"] = value
+    with pytest.raises(UnsupportedError, match=key):
+        build_graph(source)
+    source.metadata[f"{arch}.{key}"] = 0  # GGUF's way of switching a thing off
+    build_graph(source)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"attention.head_count_kv": 3}, "share"),
+        ({"attention.value_length": 4}, "values 4"),
+        ({"rope.dimension_count": 7}, "even"),
+        ({"rope.dimension_count": 10}, "head width"),
+        ({"rope.freq_base": 0.0}, "above 0"),
+        ({"rope.freq_base": float("inf")}, "finite"),
+        ({"rope.scaling.type": "longrope"}, "longrope"),
+        ({"rope.scaling.type": "yarn"}, "factor"),
+        ({"rope.scaling.type": 3}, "string"),
+    ],
+)
+def test_contradictions(changes, says):
+    source = Source("llama")
+    source.metadata |= {f"llama.{key}": value for key, value in changes.items()}
+    with pytest.raises((FormatError, UnsupportedError), match=says):
+        build_graph(source)
+
+
+def freqs_of(source):
+    return ops_of(build_graph(source), Rope)[0].freqs
+
+
+def test_rope_factors_divide():
+    source = Source("llama")
+    plain = freqs_of(source)
+    np.testing.assert_allclose(plain, 10000.0 ** (-np.arange(0, 8, 2) / 8))
+    source.add("rope_freqs.weight", [1, 2, 4, 8])
+    np.testing.assert_allclose(freqs_of(source), plain / [1, 2, 4, 8])
+    source.add("rope_freqs.weight", [1, 2, 0, 8])
+    with pytest.raises(FormatError, match="rope_freqs"):
+        build_graph(source)
+
+
+def test_llama3_by_metadata_equals_llama3_by_tensor():
+    by_key, by_tensor = Source("llama"), Source("llama")
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    by_key.metadata |= {f"llama.rope.scaling.{key}": value for key, value in scaling.items()}
+    by_key.metadata["llama.rope.scaling.type"] = "llama3"
+    by_key.metadata["llama.rope.scaling.original_context_length"] = 64
+    plain = rope.plain(8, 10000.0)
+    scaled = rope.llama3(plain, factor=8.0, low=1.0, high=4.0, n_ctx_original=64)
+    by_tensor.add("rope_freqs.weight", plain / scaled)
+    np.testing.assert_allclose(freqs_of(by_key), scaled, rtol=1e-12)
+    np.testing.assert_allclose(freqs_of(by_tensor), scaled, rtol=1e-6)
+    assert not np.allclose(scaled, plain)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+        {"rope.scaling.factor": 4.0},
+        {"rope.scale_linear": 4.0},
+    ],
+)
+def test_every_way_of_writing_linear_scaling(keys):
+    source = Source("llama")
+    plain = freqs_of(source)
+    source.metadata |= {f"llama.{key}": value for key, value in keys.items()}
+    np.testing.assert_allclose(freqs_of(source), plain / 4)
+
+
+def test_yarn_keeps_fast_pairs_and_interpolates_slow_ones():
+    plain = rope.plain(128, 1e6)
+    scaled = rope.yarn(plain, base=1e6, factor=4.0, n_ctx_original=32768)
+    assert scaled[0] == plain[0]
+    np.testing.assert_allclose(scaled[-1], plain[-1] / 4)
+    assert np.all(np.diff(plain / scaled) >= -1e-12)
+
+
+def test_gemma_layers_alternate():
+    source = Source("gemma3")
+    source.metadata |= {"gemma3.attention.sliding_window": 16, "gemma3.rope.freq_base": 1e6}
+    source.metadata |= {"gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0}
+    graph = build_graph(source)
+    windows = [op.window for op in ops_of(graph, Attention)]
+    assert windows == [16, 16, 16, 16, 16, None, 16]
+    assert [slot.window for slot in graph.slots] == windows
+    local, full = rope.plain(8, 10000.0), rope.plain(8, 1e6) / 8
+    for layer, op in enumerate(ops_of(graph, Rope)[::2]):
+        np.testing.assert_allclose(op.freqs, full if layer == 5 else local)
+    assert len(ops_of(graph, Norm)) == 6 * LAYERS + 1
+
+
+def test_ollamas_names_of_gemmas_rotary_bases():
+    source = Source("gemma3")
+    del source.metadata["gemma3.rope.freq_base"]
+    with pytest.raises(FormatError, match=r"gemma3\.rope\.freq_base"):
+        build_graph(source)
+    source.metadata |= {"gemma3.rope.global.freq_base": 1e6, "gemma3.rope.local.freq_base": 2e4}
+    source.metadata["gemma3.attention.sliding_window"] = 16
+    ropes = ops_of(build_graph(source), Rope)
+    np.testing.assert_allclose(ropes[0].freqs, rope.plain(8, 2e4))
+    np.testing.assert_allclose(ropes[10].freqs, rope.plain(8, 1e6))

@@ -1,0 +1,123 @@
+"""Every architecture gives the logits that transformers gives (see golden/make_goldens.py)."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from golden import golden
+from insula.formats.gguf import GGUFFile
+from insula.models.registry import ARCHITECTURES, build_graph
+from insula.ops.graph import Attention, Embed, Logits, Norm, Rope
+from insula.ops.reference import forward
+from oracle.runners import RUNNERS
+
+
+@pytest.fixture(params=golden.NAMES)
+def case(request, tmp_path):
+    wanted = golden.load(request.param)
+    with GGUFFile.open(wanted.write(tmp_path)) as gguf:
+        yield wanted, gguf
+
+
+def test_every_architecture_has_a_golden():
+    covered = {golden.load(name).provenance["config"]["model_type"] for name in golden.NAMES}
+    assert {name.removesuffix("_text") for name in covered} == set(ARCHITECTURES)
+
+
+def test_forward_agrees(case):
+    wanted, gguf = case
+    logits = forward(build_graph(gguf), gguf, wanted.ids)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, wanted.logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", RUNNERS, ids=lambda kind: kind.name)
+def test_runner_agrees_in_slices(kind, case):
+    """Prefill in uneven slices, through pages in no particular order, then token by token."""
+    wanted, gguf = case
+    runner = kind.make(build_graph(gguf), gguf, n_pages=8)
+    n = len(wanted.ids)
+    table = np.array([5, 2, 7, 0], dtype=np.int32)
+    logits = np.full_like(wanted.logits, np.nan)
+    cuts = [0, 1, 18, min(66, n - 3), n - 2, n - 1, n]
+    for start, stop in itertools.pairwise(cuts):
+        positions = np.arange(start, stop, dtype=np.int32)
+        logits[start:stop] = runner.step(
+            wanted.ids[start:stop],
+            positions,
+            np.zeros_like(positions),
+            [table],
+            np.arange(stop - start, dtype=np.int32),
+        )
+    runner.close()
+    np.testing.assert_allclose(logits, wanted.logits, rtol=0, atol=kind.tolerance)
+
+
+def without_effect(graph):
+    """Graphs from which one feature was taken away, by the feature's name."""
+
+    def each(change):
+        return replace(graph, ops=tuple(change(op) or op for op in graph.ops))
+
+    ropes = [op for op in graph.ops if isinstance(op, Rope)]
+    plain = ropes[0].freqs[0] * (ropes[0].freqs[1] / ropes[0].freqs[0]) ** np.arange(
+        len(ropes[0].freqs)
+    )
+    yield "rope", each(lambda op: replace(op, freqs=op.freqs * 0) if isinstance(op, Rope) else None)
+    other = {"norm": "neox", "neox": "norm"}
+    yield (
+        "style",
+        each(lambda op: replace(op, style=other[op.style]) if isinstance(op, Rope) else None),
+    )
+    if any(not np.allclose(op.freqs, plain) for op in ropes):
+        yield (
+            "rope scaling or base",
+            each(lambda op: replace(op, freqs=plain) if isinstance(op, Rope) else None),
+        )
+    if any(op.mscale != 1 for op in ropes):
+        yield (
+            "mscale",
+            each(lambda op: replace(op, mscale=1.0) if isinstance(op, Rope) else None),
+        )
+    if any(isinstance(op, Attention) and op.window for op in graph.ops):
+        yield (
+            "window",
+            each(lambda op: replace(op, window=None) if isinstance(op, Attention) else None),
+        )
+        yield (
+            "exact window",
+            each(
+                lambda op: (
+                    replace(op, window=op.window + 1)
+                    if isinstance(op, Attention) and op.window
+                    else None
+                )
+            ),
+        )
+    if any(isinstance(op, Embed) and op.scale != 1 for op in graph.ops):
+        yield (
+            "embed scale",
+            each(lambda op: replace(op, scale=1.0) if isinstance(op, Embed) else None),
+        )
+    if any(isinstance(op, Logits) and op.softcap for op in graph.ops):
+        yield (
+            "softcap",
+            each(lambda op: replace(op, softcap=None) if isinstance(op, Logits) else None),
+        )
+    yield (
+        "attention scale",
+        each(lambda op: replace(op, scale=op.scale * 1.05) if isinstance(op, Attention) else None),
+    )
+    yield "eps", each(lambda op: replace(op, eps=1e-2) if isinstance(op, Norm) else None)
+
+
+def test_a_golden_sees_every_feature(case):
+    """A golden that a missing feature would not disturb proves nothing."""
+    wanted, gguf = case
+    for feature, graph in without_effect(build_graph(gguf)):
+        off = np.abs(forward(graph, gguf, wanted.ids) - wanted.logits).max()
+        assert off > 5e-3, f"{feature} could be missing and nobody would notice: {off}"
