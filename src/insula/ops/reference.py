@@ -15,6 +15,7 @@ H heads, G kv heads, E head width, P rotated pairs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -146,7 +147,7 @@ class ReferenceRunner:
             )
         cuts = [0, *(np.flatnonzero(np.diff(rows)) + 1).tolist(), len(rows)]
         spans = []
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in pairwise(cuts):
             p = positions[start:stop]
             pages = np.asarray(tables[rows[start]], dtype=np.int32)
             if p[0] < 0 or np.any(np.diff(p) <= 0) or p[-1] // self.page_size >= len(pages):
