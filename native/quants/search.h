@@ -66,7 +66,6 @@ inline Affine fit_affine(const float* x, const float* w, float levels, Trial tri
     }
     return {0, min};
   }
-  const float range = max - min;
   float wx[N];
   float lanes_w[kLanes] = {};
   float lanes_x[kLanes] = {};
@@ -91,17 +90,22 @@ inline Affine fit_affine(const float* x, const float* w, float levels, Trial tri
     }
     return sum_lanes(lanes);
   };
-  const auto assign = [&](float inverse, float* levels_N) {
+  Affine best{(max - min) / levels, min};
+  // Trials count from the best minimum so far: the fit then moves both ends of the range.
+  const auto assign = [&](float steps, float* levels_N) {
+    const float inverse = steps / (max - best.min);
     for (int j = 0; j < N; ++j) {
-      levels_N[j] = round_within(inverse * (x[j] - min), 0, levels);
+      levels_N[j] = round_within(inverse * (x[j] - best.min), 0, levels);
     }
   };
-  assign(levels / range, q);
-  Affine best{range / levels, min};
+  assign(levels, q);
   float best_error = error(q, best);
   float trial_q[N];
   for (int t = 0; t <= trial.count; ++t) {
-    assign((levels + trial.first + trial.step * static_cast<float>(t)) / range, trial_q);
+    if (!(max - best.min > kTiny)) {
+      break;
+    }
+    assign(levels + trial.first + trial.step * static_cast<float>(t), trial_q);
     float lanes_l[kLanes] = {};
     float lanes_l2[kLanes] = {};
     float lanes_xl[kLanes] = {};
