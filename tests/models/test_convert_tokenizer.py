@@ -1,0 +1,249 @@
+"""Tokenizers on their way to GGUF: what is recognized, and that nothing else is."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from golden import tiny_tokenizer
+from insula.errors import FormatError, UnsupportedError
+from insula.models import sentencepiece
+from insula.models.convert_tokenizer import PRE_TOKENIZERS, identify, tokenizer_metadata
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def save(folder, model, **settings):
+    (folder / "tokenizer.json").write_text(json.dumps(model), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+def split(regex):
+    return {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+            | {"use_regex": False},
+        ],
+    }
+
+
+def test_the_tiny_tokenizer_becomes_gpt2(tmp_path):
+    tiny_tokenizer.save(tmp_path)
+    meta, notes = tokenizer_metadata(tmp_path, {}, n_vocab=tiny_tokenizer.N_VOCAB)
+    assert notes == ()
+    assert meta["ggml.model"] == "gpt2"
+    assert meta["ggml.pre"] == "gpt-2"
+    assert meta["ggml.bos_token_id"] == tiny_tokenizer.BOS
+    assert meta["ggml.eos_token_id"] == tiny_tokenizer.EOS
+    assert meta["ggml.add_bos_token"] is True
+    assert meta["ggml.merges"] == tiny_tokenizer.MERGES
+    assert len(meta["ggml.tokens"]) == tiny_tokenizer.N_VOCAB
+    assert meta["ggml.tokens"][-1] == "[PAD319]"
+    assert meta["ggml.token_type"].tolist() == [3, 3] + [1] * 296 + [5] * 22
+
+
+def test_llama3_is_recognized_whatever_has_no_effect():
+    model = tiny_tokenizer.tokenizer_json()
+    model["pre_tokenizer"] = split(LLAMA3)
+    model["model"]["ignore_merges"] = True
+    assert identify(model).name == "llama-bpe"
+    model["pre_tokenizer"]["pretokenizers"][1]["trim_offsets"] = False
+    assert identify(model).name == "llama-bpe"
+
+
+def test_qwen_is_recognized_and_its_normalizer_noted(tmp_path):
+    model = tiny_tokenizer.tokenizer_json()
+    model["pre_tokenizer"] = split(LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"))
+    model["normalizer"] = {"type": "NFC"}
+    assert identify(model).name == "qwen2"
+    _, notes = tokenizer_metadata(save(tmp_path, model), {}, n_vocab=320)
+    assert "NFC" in notes[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(pre_tokenizer=split(LLAMA3.replace("{1,3}", "{1,4}"))),
+        lambda m: m.update(pre_tokenizer=split(LLAMA3)),  # without ignore_merges
+        lambda m: m.update(pre_tokenizer=None),
+        lambda m: m["pre_tokenizer"].update(add_prefix_space=True),
+        lambda m: m["pre_tokenizer"].update(use_regex=False),
+        lambda m: m.update(normalizer={"type": "Lowercase"}),
+        lambda m: m["model"].update(ignore_merges=True),
+        lambda m: m["model"].update(type="Unigram"),
+        lambda m: m["model"].update(byte_fallback=True),
+        lambda m: m["model"].update(continuing_subword_prefix="##"),
+        lambda m: m["model"].update(dropout=0.1),
+        lambda m: m.update(post_processor={"type": "BertProcessing"}),
+        lambda m: m.update(
+            post_processor={
+                "type": "TemplateProcessing",
+                "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<|eos|>"}}],
+            }
+        ),
+    ],
+)
+def test_what_would_tokenize_differently_is_refused(tmp_path, change):
+    model = tiny_tokenizer.tokenizer_json()
+    change(model)
+    with pytest.raises(UnsupportedError):
+        tokenizer_metadata(save(tmp_path, model), {}, n_vocab=320)
+
+
+def test_definitions_are_distinct():
+    found = [json.dumps(p.definition, sort_keys=True) for p in PRE_TOKENIZERS]
+    assert len(set(found)) == len(found)
+
+
+def test_bos_by_the_post_processor(tmp_path):
+    model = tiny_tokenizer.tokenizer_json()
+    model["post_processor"] = {
+        "type": "Sequence",
+        "processors": [
+            {"type": "ByteLevel"},
+            {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<|bos|>"}}, {"Sequence": {"id": "A"}}],
+            },
+        ],
+    }
+    meta, _ = tokenizer_metadata(save(tmp_path, model), {}, n_vocab=320)
+    assert meta["ggml.add_bos_token"] is True
+
+
+def test_special_tokens_by_name_before_number(tmp_path):
+    model = tiny_tokenizer.tokenizer_json()
+    config = {"bos_token_id": 7, "eos_token_id": [9, 10], "pad_token_id": 10**6}
+    folder = save(tmp_path, model, bos_token={"content": "<|eos|>"})
+    meta, _ = tokenizer_metadata(folder, config, n_vocab=320)
+    assert meta["ggml.bos_token_id"] == tiny_tokenizer.EOS
+    assert meta["ggml.eos_token_id"] == 9
+    assert "ggml.padding_token_id" not in meta
+    with pytest.raises(FormatError, match="nowhere"):
+        tokenizer_metadata(save(tmp_path, model, bos_token="nowhere"), config, n_vocab=320)
+
+
+@pytest.mark.parametrize(
+    ("template", "found"),
+    [
+        ("{{ x }}", "{{ x }}"),
+        ([{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}], "d"),
+        ([{"name": "tool", "template": "t"}], None),
+        (None, None),
+    ],
+)
+def test_chat_template(tmp_path, template, found):
+    folder = save(tmp_path, tiny_tokenizer.tokenizer_json(), chat_template=template)
+    meta, _ = tokenizer_metadata(folder, {}, n_vocab=320)
+    assert meta.get("chat_template") == found
+    (tmp_path / "chat_template.jinja").write_text("alone")
+    meta, _ = tokenizer_metadata(folder, {}, n_vocab=320)
+    assert meta["chat_template"] == "alone"
+
+
+def test_more_ids_than_embedding_rows(tmp_path):
+    tiny_tokenizer.save(tmp_path)
+    with pytest.raises(FormatError, match="297"):
+        tokenizer_metadata(tmp_path, {}, n_vocab=200)
+
+
+def test_a_folder_without_tokenizer(tmp_path):
+    with pytest.raises(UnsupportedError, match=r"tokenizer\.json"):
+        tokenizer_metadata(tmp_path, {}, n_vocab=320)
+
+
+# -- SentencePiece ------------------------------------------------------------------------------
+
+
+def field(number, kind, payload):
+    return bytes([number << 3 | kind]) + payload
+
+
+def message(number, payload):
+    return field(number, 2, bytes([len(payload)]) + payload)
+
+
+def piece(text, score, kind=1):
+    encoded = text.encode()
+    return message(
+        1,
+        field(1, 2, bytes([len(encoded)]) + encoded)
+        + field(2, 5, struct.pack("<f", score))
+        + field(3, 0, bytes([kind])),
+    )
+
+
+PIECES = piece("<unk>", 0, 2) + piece("<s>", 0, 3) + piece("<0x0A>", 0, 6) + piece("▁a", -1.5)
+BPE = message(2, field(3, 0, b"\x02"))
+NO_PREFIX = message(3, field(3, 0, b"\x00"))
+
+
+def test_sentencepiece_model(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(PIECES + BPE + NO_PREFIX)
+    meta, _ = tokenizer_metadata(tmp_path, {"bos_token_id": 1}, n_vocab=6)
+    assert meta["ggml.model"] == "llama"
+    assert meta["ggml.tokens"] == ["<unk>", "<s>", "<0x0A>", "▁a", "[PAD4]", "[PAD5]"]
+    assert meta["ggml.token_type"].tolist() == [2, 3, 6, 1, 5, 5]
+    np.testing.assert_array_equal(meta["ggml.scores"], np.float32([0, 0, 0, -1.5, -1000, -1000]))
+    assert meta["ggml.add_space_prefix"] is False
+    assert meta["ggml.bos_token_id"] == 1
+
+
+def test_a_unigram_model_is_refused(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(PIECES)
+    with pytest.raises(UnsupportedError, match="type 1"):
+        sentencepiece.read(path)
+
+
+def test_every_cut_of_a_sentencepiece_file_is_an_error_or_a_model(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    whole = PIECES + BPE + NO_PREFIX
+    for n in range(len(whole)):
+        path.write_bytes(whole[:n])
+        try:
+            sentencepiece.read(path)
+        except (FormatError, UnsupportedError):
+            continue
+
+
+def test_every_flipped_bit_too(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    whole = PIECES + BPE + NO_PREFIX
+    for at in range(8 * len(whole)):
+        broken = bytearray(whole)
+        broken[at // 8] ^= 1 << at % 8
+        path.write_bytes(broken)
+        try:
+            found = sentencepiece.read(path)
+        except (FormatError, UnsupportedError):
+            continue
+        assert 1 <= len(found.pieces) <= 4
+
+
+def test_what_the_sentencepiece_library_writes(tmp_path):
+    trainer = pytest.importorskip("sentencepiece")
+    text = tmp_path / "text.txt"
+    text.write_text("en un lugar de la mancha de cuyo nombre\n" * 50)
+    trainer.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "tokenizer"), vocab_size=300,
+        model_type="bpe", byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    oracle = trainer.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    found = sentencepiece.read(tmp_path / "tokenizer.model")
+    assert [p.text for p in found.pieces] == [oracle.id_to_piece(i) for i in range(len(oracle))]
+    assert [p.score for p in found.pieces] == [oracle.get_score(i) for i in range(len(oracle))]
+    assert found.add_dummy_prefix
+    assert [i for i, p in enumerate(found.pieces) if p.type == 6] == [
+        i for i in range(len(oracle)) if oracle.is_byte(i)
+    ]
