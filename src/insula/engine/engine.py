@@ -1,0 +1,376 @@
+"""Requests in, chunks out: one runner, one scheduler, any number of calling threads.
+
+Owns the life of a request: submit (checked, queued), step (plan, run, sample, give out), finish
+or cancel. There is no thread of its own: whoever waits for a chunk and finds nobody stepping
+steps for all, the others wait for that step and look again.
+
+Invariants:
+- Only the thread that has set `_stepping` touches scheduler and runner; `_turn` guards the flag
+  and the two inboxes, and is never held during a step.
+- A SIGINT is delivered between steps, never inside one.
+- If the runner fails, every request in flight fails with EngineError, pages and cache start
+  anew, and the engine goes on.
+- A request's tokens depend on the request alone (KERNELS contract of the runner; sampling by
+  seed and position).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from insula.engine.interrupts import HeldInterrupts
+from insula.engine.request import Request, Runner, Tokenizer
+from insula.engine.sampling import Sampler, draw_seed
+from insula.engine.scheduler import Batch, Scheduler
+from insula.engine.sequence import EngineFacts, Output, Sequence
+from insula.errors import ConfigError, ContextOverflowError, EngineError, InsulaError
+from insula.types import Chunk, Completion, TokenLogprob
+
+#: Prefill slices aim at this many seconds, so that cancelling and joining are quick.
+SLICE_SECONDS = 0.25
+MIN_SLICE, MAX_SLICE = 64, 512
+#: Most bytes of logits that one step may return for prompt positions.
+LOGIT_BYTES = 32 << 20
+WAIT_SECONDS = 0.1
+
+
+class Engine:
+    """Runs requests on a runner. Thread-safe. See `request.TextEngine` for the face."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        *,
+        n_ctx: int,
+        reason: str = "",
+        max_running: int = 16,
+        prefill_budget: int | None = None,
+    ) -> None:
+        """n_ctx: most tokens of one request; the runner's pages must hold at least that many.
+
+        prefill_budget: most prompt tokens per step; None adapts it to SLICE_SECONDS.
+        """
+        capacity = runner.n_pages * runner.page_size
+        if not 1 <= n_ctx <= capacity:
+            raise ConfigError(f"n_ctx: found {n_ctx}; allowed: 1 to {capacity} with these pages")
+        self.runner = runner
+        self.tokenizer = tokenizer
+        self.n_ctx = n_ctx
+        self.n_vocab = runner.n_vocab
+        self.name, self.reason = runner.engine, reason
+        self.isa, self.threads = runner.isa, runner.threads
+        self._facts = EngineFacts(name=self.name, reason=reason, isa=self.isa, threads=self.threads)
+        self._adapt = prefill_budget is None
+        self._budget = prefill_budget if prefill_budget is not None else MIN_SLICE
+        self._max_running = max_running
+        self.scheduler = self._new_scheduler()
+        self._turn = threading.Condition()
+        self._stepping = False
+        self._submitted: deque[Sequence] = deque()
+        self._cancelled: deque[Sequence] = deque()
+        self._closed = False
+
+    def submit(self, request: Request) -> RequestHandle:
+        """Check and queue a request.
+
+        Raises ConfigError (options, ids), ContextOverflowError (prompt and max_tokens together
+        exceed the context), EngineError (closed).
+        """
+        seq = self._sequence(request)
+        handle = RequestHandle(self, seq)
+        with HeldInterrupts(), self._turn:
+            if self._closed:
+                raise EngineError("the engine is closed; open the model again")
+            self._submitted.append(seq)
+            self._turn.notify_all()
+        return handle
+
+    def step(self) -> bool:
+        """Run one batch, unless another thread is at it. Returns whether there was work."""
+        return self._pump(None)
+
+    def run(self) -> None:
+        """Step until every request has ended."""
+        while self.busy:
+            self._pump(None)
+
+    @property
+    def busy(self) -> bool:
+        """A request is queued or running."""
+        return bool(self._submitted or self.scheduler.waiting or self.scheduler.running)
+
+    def cancel(self, handle: RequestHandle) -> None:
+        """End a request with finish_reason "cancelled", within the running step if there is one."""
+        handle.cancel()
+
+    def close(self) -> None:
+        """Cancel everything and let go of the runner. May be called twice."""
+        with HeldInterrupts(), self._turn:
+            if self._closed:
+                return
+            self._closed = True
+            while self._stepping:
+                self._turn.wait(WAIT_SECONDS)
+            self._settle()
+            for seq in [*self.scheduler.running, *self.scheduler.waiting]:
+                self._end_cancelled(seq)
+            self.runner.close()
+            self._turn.notify_all()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _sequence(self, request: Request) -> Sequence:
+        ids, params = request.ids, request.params
+        if not ids:
+            raise ConfigError("the prompt is empty; at least one token is needed")
+        if min(ids) < 0 or max(ids) >= self.n_vocab:
+            wrong = next(i for i in ids if not 0 <= i < self.n_vocab)
+            raise ConfigError(f"token id {wrong}: the vocabulary has 0 to {self.n_vocab - 1}")
+        limit = self.n_ctx
+        if request.n_ctx is not None:
+            if not 1 <= request.n_ctx <= self.n_ctx:
+                raise ConfigError(f"n_ctx: found {request.n_ctx}; allowed: 1 to {self.n_ctx}")
+            limit = request.n_ctx
+        if params.ignore_eos:
+            never = dict.fromkeys(self.tokenizer.eog_ids, float("-inf"))
+            params = dataclasses.replace(params, logit_bias={**params.logit_bias, **never})
+        sampler = Sampler(params, n_vocab=self.n_vocab)
+        # With no max_tokens at least one token must fit, or the request could do nothing.
+        needed = len(ids) + (1 if params.max_tokens is None else params.max_tokens)
+        if needed > limit:
+            raise ContextOverflowError(
+                needed, limit, "shorten the prompt, lower max_tokens or raise n_ctx"
+            )
+        return Sequence(
+            request,
+            params=params,
+            sampler=sampler,
+            seed=draw_seed() if params.seed is None else int(params.seed),
+            limit=limit,
+            output=Output(
+                detokenizer=self.tokenizer.detokenizer(), stops=params.stop, facts=self._facts
+            ),
+        )
+
+    def _pump(self, seq: Sequence | None) -> bool:
+        """Step, or wait a moment for the thread that does. With a sequence: until it has output.
+
+        Everything that takes the lock is inside HeldInterrupts, because a KeyboardInterrupt
+        between taking and releasing it would leave it locked.
+        """
+        with HeldInterrupts():
+            with self._turn:
+                if seq is not None and seq.output.ready:
+                    return True
+                if self._stepping:
+                    self._turn.wait(WAIT_SECONDS)
+                    return True
+                if self._closed:
+                    raise EngineError("the engine is closed; open the model again")
+                self._stepping = True
+                self._settle()
+            try:
+                return self._step()
+            except BaseException as error:
+                self._fail_all(error)
+                if not isinstance(error, Exception):
+                    raise
+                return True  # each request raises it to its own caller
+            finally:
+                with self._turn:
+                    self._settle()
+                    self._stepping = False
+                    self._turn.notify_all()
+
+    def _settle(self) -> None:
+        """Take in what was submitted and cancelled. The caller holds the lock, and steps if
+        anybody does."""
+        while self._submitted:
+            self.scheduler.add(self._submitted.popleft())
+        while self._cancelled:
+            seq = self._cancelled.popleft()
+            if not seq.done:
+                self._end_cancelled(seq)
+
+    def _end_cancelled(self, seq: Sequence) -> None:
+        self.scheduler.finish(seq)
+        seq.output.finish(seq, "cancelled", time.perf_counter())
+
+    def _step(self) -> bool:
+        batch = self.scheduler.plan()
+        if not batch.slices:
+            return False
+        started = time.perf_counter()
+        for part in batch.slices:
+            if part.seq.output.started is None:
+                part.seq.output.started = started
+        logits_RV, first_row = self._run(batch)
+        now = time.perf_counter()
+        self.scheduler.computed(batch)
+        self._set_budget(batch, now - started)
+        for part, row in zip(batch.slices, first_row, strict=True):
+            seq = part.seq
+            try:
+                if part.every_row:
+                    self._deliver(seq, part.start, logits_RV[row : row + part.count])
+                    row += part.count - 1
+                if seq.pending == 0:
+                    self._next_token(seq, logits_RV, row, now)
+            except Exception as error:  # noqa: BLE001 - the caller's callback may raise anything
+                self.scheduler.finish(seq)
+                seq.output.fail(error)
+        return True
+
+    def _run(self, batch: Batch) -> tuple[NDArray[np.float32], list[int]]:
+        """Run the slices. Returns logits and, per slice, its first row in them."""
+        for source, destination in batch.copies:
+            self.runner.copy_page(source, destination)
+        counts = [part.count for part in batch.slices]
+        tokens = np.empty(sum(counts), dtype=np.int32)
+        positions = np.empty_like(tokens)
+        rows = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        tables = []
+        wanted: list[int] = []
+        first_row: list[int] = []
+        at = 0
+        for part in batch.slices:
+            end = part.start + part.count
+            tokens[at : at + part.count] = part.seq.history[part.start : end]
+            positions[at : at + part.count] = np.arange(part.start, end)
+            tables.append(np.array(part.seq.pages, dtype=np.int32))
+            first_row.append(len(wanted))
+            at += part.count
+            if part.every_row:
+                wanted.extend(range(at - part.count, at))
+            elif end == len(part.seq.ids) and part.seq.params.max_tokens != 0:
+                wanted.append(at - 1)
+        logit_rows = np.array(wanted, dtype=np.int32)
+        return self.runner.step(tokens, positions, rows, tables, logit_rows), first_row
+
+    def _deliver(self, seq: Sequence, start: int, logits_TV: NDArray[np.float32]) -> None:
+        """Give prompt logits to the caller, each position once even after a preemption."""
+        callback = seq.request.on_prompt_logits
+        assert callback is not None
+        new = logits_TV[seq.n_delivered - start : seq.n_prompt - start]
+        if len(new):
+            callback(seq.n_delivered, new)
+            seq.n_delivered += len(new)
+
+    def _next_token(
+        self, seq: Sequence, logits_RV: NDArray[np.float32], row: int, now: float
+    ) -> None:
+        """Sample, show, and see whether that was the end."""
+        params, output = seq.params, seq.output
+        if params.max_tokens == 0:
+            self.scheduler.finish(seq)
+            output.finish(seq, "length", now)
+            return
+        chosen = seq.sampler(logits_RV[row], seq.history, len(seq.ids), seq.seed)
+        token_id = chosen.token_id
+        if token_id in self.tokenizer.eog_ids and not params.ignore_eos:
+            self.scheduler.finish(seq)
+            output.finish(seq, "stop", now)
+            return
+        logprob = None
+        if chosen.logprob is not None:
+            bytes_of = self.tokenizer.token_bytes
+            logprob = TokenLogprob(
+                token_id=token_id,
+                token=bytes_of(token_id),
+                logprob=chosen.logprob,
+                top=tuple((i, bytes_of(i), p) for i, p in chosen.top),
+            )
+        seq.append(token_id)
+        stopped = output.push(token_id, logprob, now)
+        if stopped or seq.n_generated == params.max_tokens or len(seq.ids) == seq.limit:
+            self.scheduler.finish(seq)
+            output.finish(seq, "stop" if stopped else "length", now)
+
+    def _set_budget(self, batch: Batch, seconds: float) -> None:
+        """Fit the prefill slice to the machine. Results do not depend on it."""
+        n = sum(part.count for part in batch.slices)
+        if self._adapt and n >= MIN_SLICE // 2 and seconds > 0:
+            fitting = int(n / seconds * SLICE_SECONDS) // MIN_SLICE * MIN_SLICE
+            self.scheduler.prefill_budget = max(MIN_SLICE, min(MAX_SLICE, fitting))
+
+    def _fail_all(self, error: BaseException) -> None:
+        """The runner failed: what the pages hold is unknown, so nobody may go on from them."""
+        for seq in [*self.scheduler.running, *self.scheduler.waiting]:
+            failure = error
+            if not isinstance(error, InsulaError):
+                failure = EngineError(f"the engine failed while it ran: {error!r}")
+                failure.__cause__ = error
+            seq.done = True
+            seq.output.fail(failure)
+        self._budget = self.scheduler.prefill_budget
+        self.scheduler = self._new_scheduler()
+
+    def _new_scheduler(self) -> Scheduler:
+        return Scheduler(
+            n_pages=self.runner.n_pages,
+            page_size=self.runner.page_size,
+            max_running=self._max_running,
+            prefill_budget=self._budget,
+            logit_rows=max(1, LOGIT_BYTES // (4 * self.runner.n_vocab)),
+        )
+
+
+class RequestHandle:
+    """The caller's end of a request. Iterate it, or wait for `result()`; see `request.Handle`."""
+
+    def __init__(self, engine: Engine, seq: Sequence) -> None:
+        self._engine = engine
+        self._seq = seq
+
+    @property
+    def done(self) -> bool:
+        """The request has ended and everything was read."""
+        output = self._seq.output
+        return (output.completion is not None or output.error is not None) and not output.chunks
+
+    def __iter__(self) -> Iterator[Chunk]:
+        output = self._seq.output
+        while True:
+            while output.chunks:
+                yield output.chunks.popleft()
+            if output.error is not None:
+                raise output.error
+            if output.completion is not None:
+                return
+            self._engine._pump(self._seq)
+
+    def result(self) -> Completion:
+        output = self._seq.output
+        while output.completion is None:
+            if output.error is not None:
+                raise output.error
+            self._engine._pump(self._seq)
+            output.chunks.clear()
+        return output.completion
+
+    def cancel(self) -> None:
+        engine = self._engine
+        if self._seq.done:
+            return
+        engine._cancelled.append(self._seq)
+        with HeldInterrupts(), engine._turn:
+            if not engine._stepping:
+                engine._settle()
+                engine._turn.notify_all()
+
+    def __del__(self) -> None:
+        # No lock here: the collector may run this in the middle of anything.
+        if not self._seq.done:
+            self._engine._cancelled.append(self._seq)

@@ -1,0 +1,183 @@
+"""Whose turn it is: state in, batch out.
+
+Each step runs the next token of every decoding sequence, and with what is left of the prefill
+budget a slice of somebody's prompt: of sequences already running first, then of the waiting, in
+the order of their arrival. When pages run out, cached prefixes are evicted; then the youngest
+running sequence gives up its pages and waits at the head of the queue (what it had computed
+stays cached while there is room). A request never fails for lack of pages: the oldest running
+sequence can always go on, since no request is larger than the pool.
+
+The scheduler calls no runner and reads no clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from insula.engine.kvcache import Match, PagePool, PrefixCache
+from insula.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Run ids[start : start + count] of one sequence. every_row: logits of each, not the last."""
+
+    seq: Sequence
+    start: int
+    count: int
+    every_row: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One step: first copy pages (source, destination) in order, then run the slices."""
+
+    slices: list[Slice]
+    copies: list[tuple[int, int]]
+
+
+class Scheduler:
+    """Queues, pages and turns."""
+
+    def __init__(
+        self,
+        *,
+        n_pages: int,
+        page_size: int,
+        max_running: int = 16,
+        prefill_budget: int = 512,
+        logit_rows: int = 64,
+    ) -> None:
+        self.pool = PagePool(n_pages)
+        self.cache = PrefixCache(self.pool, page_size)
+        self.page_size = page_size
+        self.max_running = max_running
+        self.prefill_budget = prefill_budget
+        self.logit_rows = logit_rows
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    def add(self, seq: Sequence) -> None:
+        self.waiting.append(seq)
+
+    def plan(self) -> Batch:
+        """The next batch; empty if there is nothing to do."""
+        copies: list[tuple[int, int]] = []
+        slices = [
+            self._slice(seq, 1)
+            for seq in list(self.running)
+            # One that comes late in this list may have given way to one before it.
+            if seq.pending == 1 and seq in self.running and self._grow(seq)
+        ]
+        budget = self.prefill_budget
+        for seq in self.running:
+            if seq.pending > 1 and budget > 0:
+                slices.append(self._slice(seq, budget))
+                budget -= slices[-1].count
+        while budget > 0 and self.waiting and len(self.running) < self.max_running:
+            if not self._admit(self.waiting[0], copies):
+                break
+            seq = self.waiting.popleft()
+            self.running.append(seq)
+            slices.append(self._slice(seq, budget))
+            budget -= slices[-1].count
+        return Batch(slices=slices, copies=copies)
+
+    def computed(self, batch: Batch) -> None:
+        """The batch has run: its tokens have keys and values now."""
+        for part in batch.slices:
+            part.seq.n_computed = part.start + part.count
+            self._keep_full_pages(part.seq)
+
+    def finish(self, seq: Sequence) -> None:
+        """The sequence is over, running or waiting: its pages go to the prefix cache."""
+        if seq in self.running:
+            self.running.remove(seq)
+            self._let_go(seq)
+        elif seq in self.waiting:
+            self.waiting.remove(seq)
+        seq.done = True
+
+    def _slice(self, seq: Sequence, budget: int) -> Slice:
+        every_row = seq.wants_prompt_logits
+        count = min(seq.pending, budget, self.logit_rows if every_row else budget)
+        return Slice(seq=seq, start=seq.n_computed, count=count, every_row=every_row)
+
+    def _admit(self, seq: Sequence, copies: list[tuple[int, int]]) -> bool:
+        """Give a waiting sequence the pages for all its tokens so far, cached ones shared."""
+        match = self._match(seq)
+        wanted = -(-len(seq.ids) // self.page_size) - len(match.pages)
+        spare = self.pool.n_free + self.pool.n_evictable - wanted
+        if self.running and spare < len(self.running):  # each may need a page soon
+            self._forget(match)
+            return False
+        tail = match.tail
+        if tail is not None and spare < 0:  # the page to copy from is one of those we need
+            self.pool.release(tail)
+            tail = None
+        if self.pool.n_free < wanted:
+            self.cache.evict(wanted - self.pool.n_free)
+        seq.pages = match.pages + [self.pool.take() for _ in range(wanted)]
+        seq.node, seq.n_kept = match.node, len(match.pages)
+        seq.n_computed = len(match.pages) * self.page_size
+        if tail is not None:
+            copies.append((tail, seq.pages[seq.n_kept]))
+            # Copies run in order before the step, so the source may be given away from here on.
+            self.pool.release(tail)
+            seq.n_computed += match.tail_tokens
+        if seq.cached_tokens is None:
+            seq.cached_tokens = seq.n_computed
+        return True
+
+    def _match(self, seq: Sequence) -> Match:
+        if not seq.request.use_cache:
+            return Match(pages=[], node=None)
+        known = len(seq.ids) - 1  # one token must run, or there are no logits to sample from
+        if seq.wants_prompt_logits:
+            known = min(known, seq.n_delivered)
+        return self.cache.match(seq.request.salt, seq.ids[:known])
+
+    def _forget(self, match: Match) -> None:
+        for page in match.pages:
+            self.pool.release(page)
+        if match.tail is not None:
+            self.pool.release(match.tail)
+
+    def _grow(self, seq: Sequence) -> bool:
+        """Make sure the next token has a page. False if the sequence had to give way itself."""
+        if seq.n_computed // self.page_size < len(seq.pages):
+            return True
+        while self.pool.n_free == 0 and not self.cache.evict(1):
+            victim = self.running.pop()
+            self._let_go(victim)
+            victim.preemptions += 1
+            self.waiting.appendleft(victim)
+            if victim is seq:
+                return False
+        seq.pages.append(self.pool.take())
+        return True
+
+    def _keep_full_pages(self, seq: Sequence) -> None:
+        """Share full pages with everyone at once: nobody will write them again."""
+        if seq.node is None:
+            return
+        size = self.page_size
+        while (seq.n_kept + 1) * size <= seq.n_computed:
+            k = seq.n_kept
+            tokens = tuple(seq.ids[k * size : (k + 1) * size])
+            seq.node = self.cache.keep(seq.node, tokens, seq.pages[k])
+            if seq.node.page != seq.pages[k]:  # someone computed the same: one copy is enough
+                self.pool.share(seq.node.page)
+                self.pool.release(seq.pages[k])
+                seq.pages[k] = seq.node.page
+            seq.n_kept += 1
+
+    def _let_go(self, seq: Sequence) -> None:
+        """Give the pages up; what was computed stays in the prefix cache."""
+        if seq.node is not None and seq.n_kept < len(seq.pages):
+            tokens = tuple(seq.ids[seq.n_kept * self.page_size : seq.n_computed])
+            self.cache.keep_tail(seq.node, tokens, seq.pages[seq.n_kept])
+        for page in seq.pages:
+            self.pool.release(page)
+        seq.pages, seq.node, seq.n_kept, seq.n_computed = [], None, 0, 0

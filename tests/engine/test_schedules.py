@@ -1,0 +1,154 @@
+"""Random schedules of submit, cancel and step: tokens as if alone, and every page accounted for."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from engine.prefix_model import ByteTokenizer, PrefixRunner, logits_after
+from insula.engine.engine import Engine
+from insula.engine.request import Request
+from insula.engine.sampling import Sampler
+from insula.types import SamplingParams
+
+N_VOCAB = 12  # small, so that prompts share prefixes
+
+
+class SmallVocabulary(ByteTokenizer):
+    vocab_size = N_VOCAB
+    eog_ids = frozenset({11})
+
+
+@functools.lru_cache(maxsize=100_000)
+def alone(ids: tuple[int, ...], seed: int, max_tokens: int) -> tuple[int, ...]:
+    """What the request gives by definition: no pages, no batch, no cache."""
+    sampler = Sampler(params_for(seed, max_tokens), n_vocab=N_VOCAB)
+    history = list(ids)
+    import numpy as np
+
+    for _ in range(max_tokens):
+        chosen = sampler(
+            logits_after(history, N_VOCAB), np.array(history, np.int32), len(history), seed
+        )
+        if chosen.token_id == 11:
+            break
+        history.append(chosen.token_id)
+    return tuple(history[len(ids) :])
+
+
+def params_for(seed: int, max_tokens: int) -> SamplingParams:
+    return SamplingParams(
+        seed=seed, max_tokens=max_tokens, repeat_penalty=1.2, repeat_last_n=8, temperature=0.9
+    )
+
+
+class Schedules(RuleBasedStateMachine):
+    @initialize(
+        n_pages=st.integers(6, 14), max_running=st.integers(1, 5), budget=st.integers(1, 24)
+    )
+    def start(self, n_pages: int, max_running: int, budget: int) -> None:
+        self.runner = PrefixRunner(n_pages=n_pages, page_size=4, n_vocab=N_VOCAB)
+        self.engine = Engine(
+            self.runner,
+            SmallVocabulary(),
+            n_ctx=24,
+            max_running=max_running,
+            prefill_budget=budget,
+        )
+        self.live: list = []
+
+    @rule(
+        ids=st.lists(st.integers(0, 2), min_size=1, max_size=12),
+        seed=st.integers(0, 1),
+        max_tokens=st.integers(0, 12),
+        salt=st.sampled_from(["", "", "other"]),
+        use_cache=st.sampled_from([True, True, True, False]),
+        wants_logits=st.sampled_from([False, False, True]),
+    )
+    def submit(self, ids, seed, max_tokens, salt, use_cache, wants_logits) -> None:
+        seen: list = []
+        handle = self.engine.submit(
+            Request(
+                ids=tuple(ids),
+                params=params_for(seed, max_tokens),
+                salt=salt,
+                use_cache=use_cache,
+                on_prompt_logits=(lambda p, x: seen.append((p, x.copy())))
+                if wants_logits
+                else None,
+            )
+        )
+        self.live.append((handle, tuple(ids), seed, max_tokens, seen if wants_logits else None))
+
+    @rule(n=st.integers(1, 6))
+    def step(self, n: int) -> None:
+        for _ in range(n):
+            self.engine.step()
+        for entry in [e for e in self.live if e[0]._seq.done]:
+            self.live.remove(entry)
+            self.check(entry)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def cancel(self, data) -> None:
+        entry = data.draw(st.sampled_from(self.live))
+        entry[0].cancel()
+        self.live.remove(entry)
+        completion = entry[0].result()
+        assert completion.finish_reason == "cancelled"
+        expected = alone(*entry[1:4])
+        assert completion.token_ids == expected[: len(completion.token_ids)]
+
+    def check(self, entry) -> None:
+        handle, ids, seed, max_tokens, seen = entry
+        completion = handle.result()
+        assert completion.token_ids == alone(ids, seed, max_tokens)
+        assert completion.report.cached_tokens < len(ids)
+        if seen is not None:
+            assert [p for start, x in seen for p in range(start, start + len(x))] == list(
+                range(len(ids))
+            )
+            for start, x in seen:
+                for i, row in enumerate(x):
+                    assert (row == logits_after(ids[: start + i + 1], N_VOCAB)).all()
+
+    @invariant()
+    def every_page_is_accounted_for(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        scheduler = self.engine.scheduler
+        pool = scheduler.pool
+        tree = scheduler.cache.pages()
+        assert len(tree) == len(set(tree))
+        holders = Counter(tree)
+        for seq in scheduler.running:
+            holders.update(seq.pages)
+            assert len(set(seq.pages)) == len(seq.pages)
+        for seq in scheduler.waiting:
+            assert not seq.pages
+        assert {p: holders[p] for p in range(pool.n_pages)} == dict(enumerate(pool.refs.tolist()))
+        assert sorted(pool._free) == [p for p in range(pool.n_pages) if not holders[p]]
+        assert set(tree) == {p for p in range(pool.n_pages) if pool.kept[p]}
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        for _ in range(4000):
+            if not self.engine.busy:
+                break
+            self.engine.step()
+        assert not self.engine.busy, "the engine makes no progress"
+        for entry in self.live:
+            self.check(entry)
+        scheduler = self.engine.scheduler
+        scheduler.cache.clear()
+        assert scheduler.pool.n_free == scheduler.pool.n_pages
+        assert not scheduler.pool.refs.any()
+
+
+Schedules.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSchedules = Schedules.TestCase
