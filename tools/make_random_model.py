@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,7 @@ def make(out: Path, vocabulary: Path, shape: argparse.Namespace) -> None:
     """Write the model."""
     rng = np.random.default_rng(shape.seed)
     head_dim = shape.embd // shape.heads
-    writer = GGUFWriter(out)
+    writer = GGUFWriter(out, overwrite=True)
     writer.add("general.architecture", "llama")
     writer.add("general.name", f"Random {shape.layers}x{shape.embd}")
     writer.add("general.file_type", FILE_TYPES[shape.format])
@@ -120,15 +121,17 @@ def make(out: Path, vocabulary: Path, shape: argparse.Namespace) -> None:
     writer.add("llama.rope.freq_base", np.float32(100000.0))
     with GGUFFile.open(vocabulary) as source:
         n_vocab = len(source.metadata["tokenizer.ggml.tokens"])
-        for key, value in source.metadata.items():
+        for key in source.metadata:
             if key.startswith("tokenizer."):
-                writer.add(key, value)
+                writer.add_raw(key, *source.raw_metadata(key))
     writer.add("llama.vocab_size", n_vocab)
 
     def matrix(name: str, rows: int, width: int, layer: int = -1) -> None:
         type_ = tensor_type(name, layer, shape.layers, shape.format)
         full = f"{name}.weight" if layer < 0 else f"blk.{layer}.{name}.weight"
-        writer.add_tensor(full, blocks(rng, type_, rows, width), type_)
+        # Drawn when written, so that one matrix is in memory at a time.
+        make_blocks = partial(blocks, rng, type_, rows, width)
+        writer.add_tensor(full, lambda: (make_blocks(),), type_, shape=(rows, width))
 
     def norm(name: str, layer: int = -1) -> None:
         full = f"{name}.weight" if layer < 0 else f"blk.{layer}.{name}.weight"
@@ -152,6 +155,7 @@ def make(out: Path, vocabulary: Path, shape: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line."""
     made = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     made.add_argument("out", type=Path)
     made.add_argument("--vocab", type=Path, required=True, help="a GGUF file with a tokenizer")
@@ -168,6 +172,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
+    """Entry point."""
     shape = parser().parse_args(arguments)
     make(shape.out, shape.vocab, shape)
     print(f"{shape.out}: {shape.out.stat().st_size / 1e6:.0f} MB")
