@@ -8,6 +8,7 @@ stand-ins, a few merges, and three control tokens.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,11 +43,60 @@ def write_qwen2(path: Path, *, pre: str = "qwen2", layers: int = 2, seed: int = 
     import gguf
 
     rng = np.random.default_rng(seed)
-    tokens = vocabulary()
     d, ff, heads, kv = 64, 128, 4, 2
     head = d // heads
     writer = gguf.GGUFWriter(path, "qwen2")
-    writer.add_name("tiny-qwen2")
+    _add_metadata(writer, pre=pre, d=d, ff=ff, heads=heads, kv=kv, layers=layers)
+    tokens = vocabulary()
+
+    def tensor(name: str, *shape: int, scale: float = 0.15, around: float = 0.0) -> None:
+        values = rng.standard_normal(shape).astype(np.float32) * scale + around
+        writer.add_tensor(name, values.astype(np.float32))
+
+    tensor("token_embd.weight", len(tokens), d, scale=1.0)
+    for i in range(layers):
+        tensor(f"blk.{i}.attn_norm.weight", d, around=1.0)
+        for part, out in (("q", d), ("k", kv * head), ("v", kv * head)):
+            tensor(f"blk.{i}.attn_{part}.weight", out, d)
+            tensor(f"blk.{i}.attn_{part}.bias", out)
+        tensor(f"blk.{i}.attn_output.weight", d, d)
+        tensor(f"blk.{i}.ffn_norm.weight", d, around=1.0)
+        tensor(f"blk.{i}.ffn_gate.weight", ff, d)
+        tensor(f"blk.{i}.ffn_up.weight", ff, d)
+        tensor(f"blk.{i}.ffn_down.weight", d, ff)
+    tensor("output_norm.weight", d, around=1.0)
+    tensor("output.weight", len(tokens), d, scale=0.4)
+    _write(writer)
+    return path
+
+
+def write_llama_q2(path: Path) -> Path:
+    """A Llama of one layer whose queries are in Q2_K, all zeros: a format that native lacks."""
+    import gguf
+
+    d, ff, heads = 256, 256, 4
+    writer = gguf.GGUFWriter(path, "llama")
+    _add_metadata(writer, pre="qwen2", d=d, ff=ff, heads=heads, kv=heads, layers=1)
+    shapes = {
+        "token_embd.weight": (len(vocabulary()), d),
+        "output_norm.weight": (d,),
+        **{f"blk.0.{name}_norm.weight": (d,) for name in ("attn", "ffn")},
+        **{f"blk.0.attn_{name}.weight": (d, d) for name in ("k", "v", "output")},
+        **{f"blk.0.ffn_{name}.weight": (ff, d) for name in ("gate", "up", "down")},
+    }
+    for name, shape in shapes.items():
+        writer.add_tensor(name, np.ones(shape, np.float32))
+    q2 = np.zeros((d, d // 256 * 84), np.uint8)
+    writer.add_tensor("blk.0.attn_q.weight", q2, raw_dtype=gguf.GGMLQuantizationType.Q2_K)
+    _write(writer)
+    return path
+
+
+def _add_metadata(
+    writer: Any, *, pre: str, d: int, ff: int, heads: int, kv: int, layers: int
+) -> None:
+    tokens = vocabulary()
+    writer.add_name(f"tiny-{writer.arch}")
     writer.add_context_length(512)
     writer.add_embedding_length(d)
     writer.add_block_count(layers)
@@ -66,25 +116,9 @@ def write_qwen2(path: Path, *, pre: str = "qwen2", layers: int = 2, seed: int = 
     writer.add_add_bos_token(False)
     writer.add_chat_template(TEMPLATE)
 
-    def tensor(name: str, *shape: int, scale: float = 0.15, around: float = 0.0) -> None:
-        values = rng.standard_normal(shape).astype(np.float32) * scale + around
-        writer.add_tensor(name, values.astype(np.float32))
 
-    tensor("token_embd.weight", len(tokens), d, scale=1.0)
-    for i in range(layers):
-        tensor(f"blk.{i}.attn_norm.weight", d, around=1.0)
-        for part, out in (("q", d), ("k", kv * head), ("v", kv * head)):
-            tensor(f"blk.{i}.attn_{part}.weight", out, d)
-            tensor(f"blk.{i}.attn_{part}.bias", out)
-        tensor(f"blk.{i}.attn_output.weight", d, d)
-        tensor(f"blk.{i}.ffn_norm.weight", d, around=1.0)
-        tensor(f"blk.{i}.ffn_gate.weight", ff, d)
-        tensor(f"blk.{i}.ffn_up.weight", ff, d)
-        tensor(f"blk.{i}.ffn_down.weight", d, ff)
-    tensor("output_norm.weight", d, around=1.0)
-    tensor("output.weight", len(tokens), d, scale=0.4)
+def _write(writer: Any) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path

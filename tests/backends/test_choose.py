@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from backends.qwen2_checkpoint import write_llama_q2
 from insula.engine.backends import CAPABILITIES, Choice, backends, choose, require
 from insula.engine.backends import base as base_module
-from insula.engine.backends.choose import check_formats
 from insula.errors import ConfigError, FormatError, InsulaError, NotFoundError, UnsupportedError
 
 
@@ -103,10 +103,9 @@ def test_a_file_that_is_no_model(
         choose(path)
 
 
-def test_a_format_that_native_lacks_is_named() -> None:
-    class Info:
-        class type:  # noqa: A001 - stands in for TensorInfo.type
-            name = "IQ2_XXS"
-
-    with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_q\.weight is IQ2_XXS"):
-        check_formats({"blk.0.attn_q.weight": Info()})
+def test_a_format_that_native_lacks_goes_to_llamacpp(tmp_path: Path) -> None:
+    path = write_llama_q2(tmp_path / "q2.gguf")
+    choice = choose(path)
+    assert choice.backend == "llamacpp"
+    assert "Q2_K" in choice.reason
+    assert "insula quantize" not in choice.reason

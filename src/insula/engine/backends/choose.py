@@ -7,19 +7,12 @@ The reason is written for the person who reads it in a report.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from insula.config import ENGINES
 from insula.engine.backends.base import backend
 from insula.errors import ConfigError, UnsupportedError
-
-#: Tensor formats that the native engine multiplies with.
-NATIVE_FORMATS = frozenset(
-    ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,33 +60,16 @@ def native_obstacle(model_path: str | Path) -> tuple[str, str | None]:
     """The file's architecture, and why the native engine cannot run it (None: it can)."""
     from insula.formats.gguf import GGUFFile
     from insula.models.checkpoint import OTHER_BACKEND
-    from insula.models.registry import build_graph
+    from insula.models.load import open_model
 
     with GGUFFile.open(model_path) as file:
         arch = str(file.metadata.get("general.architecture", "unknown"))
-        try:
-            build_graph(file)
-            check_formats(file.tensors)
-            check_vocabulary(file.metadata)
-        except UnsupportedError as refusal:
-            # The suggestion at the end is for those who chose native themselves.
-            return arch, str(refusal).removesuffix(f"; {OTHER_BACKEND}")
-    return arch, None
-
-
-def check_formats(tensors: Mapping[str, Any]) -> None:
-    """Raise UnsupportedError for a tensor format that native lacks, naming the first tensor."""
-    for name, info in tensors.items():
-        if info.type.name not in NATIVE_FORMATS:
-            raise UnsupportedError(
-                f"tensor {name} is {info.type.name}; the native engine knows "
-                f"{', '.join(sorted(NATIVE_FORMATS))}",
-                backend="native",
-            )
-
-
-def check_vocabulary(metadata: Mapping[str, Any]) -> None:
-    """Raise UnsupportedError for a vocabulary that our tokenizer refuses."""
+    try:
+        with open_model(model_path):
+            return arch, None
+    except UnsupportedError as refusal:
+        # The suggestion to take another backend is for those who chose native themselves.
+        return arch, str(refusal).partition(f"; {OTHER_BACKEND}")[0]
 
 
 def _otherwise() -> str:
