@@ -10,9 +10,10 @@ without a name here, a config value that would change the maths and has no GGUF 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -92,12 +93,13 @@ RULES: Mapping[str, Rules] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Weight:
-    """One tensor on its way: elements still in the type they are moved as."""
+    """One tensor on its way: what it will be, and how to get its bytes when they are written."""
 
     type: GGMLType
-    values: NDArray[Any]
+    shape: tuple[int, ...]
+    load: Callable[[], NDArray[np.uint8]]
 
 
 def convert(
@@ -105,12 +107,13 @@ def convert(
     out: str | Path,
     *,
     dtype: FloatFormat = "auto",
+    overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[str, ...]:
     """Write `out`, a GGUF file, from a Hugging Face folder; returns notes for the user.
 
     dtype: what matrices are stored as; "auto" keeps each tensor's own float type.
-    progress(done, total) is called after each tensor.
+    overwrite: replace `out` if it is there. progress(done, total) is called after each tensor.
     Raises NotFoundError for a missing file, UnsupportedError or FormatError for content that
     has no exact counterpart in GGUF.
     """
@@ -131,29 +134,34 @@ def convert(
             for source in file.tensors:
                 name = _gguf_name(source, rules, config)
                 if name is not None:
-                    weights[name] = _converted(file, source, name, rules, config, dtype)
-        if "token_embd.weight" not in weights:
+                    weights[name] = _weight(file, source, name, rules, config, dtype)
+        embedding = weights.get("token_embd.weight")
+        if embedding is None:
             raise FormatError(f"{folder} has no embedding (model.embed_tokens.weight)")
-        n_vocab = weights["token_embd.weight"].values.shape[0]
+        tokenizer, remarks = tokenizer_metadata(folder, config, n_vocab=embedding.shape[0])
+        notes.extend(remarks)
 
-        writer = GGUFWriter(out)
+        writer = GGUFWriter(out, overwrite=overwrite)
         writer.add("general.architecture", rules.arch)
         writer.add("general.type", "model")
         writer.add("general.name", folder.resolve().name)
-        writer.add("general.file_type", FILE_TYPE[weights["token_embd.weight"].type])
+        writer.add("general.file_type", FILE_TYPE[embedding.type])
         for key, value in convert_config.metadata(rules.arch, config).items():
             writer.add(f"{rules.arch}.{key}", value)
-        tokenizer, tokenizer_notes = tokenizer_metadata(folder, config, n_vocab=n_vocab)
-        notes.extend(tokenizer_notes)
         for key, value in tokenizer.items():
             writer.add(f"tokenizer.{key}", value)
         factors = convert_config.rope_factors(rules.arch, config)
         if factors is not None:
-            writer.add_tensor("rope_freqs.weight", factors, GGMLType.F32)
-        for done, (name, weight) in enumerate(weights.items(), 1):
-            writer.add_tensor(name, weight.values, weight.type)
+            writer.add_tensor("rope_freqs.weight", factors)
+
+        def pieces(done: int, weight: _Weight) -> Iterator[NDArray[np.uint8]]:
+            yield weight.load()
             if progress is not None:
                 progress(done, len(weights))
+
+        for done, (name, weight) in enumerate(weights.items(), 1):
+            load = partial(pieces, done, weight)
+            writer.add_tensor(name, load, weight.type, shape=weight.shape)
         writer.write()
     return tuple(notes)
 
@@ -191,7 +199,7 @@ def _gguf_name(source: str, rules: Rules, config: Mapping[str, Any]) -> str | No
     )
 
 
-def _converted(
+def _weight(
     file: SafetensorsFile,
     source: str,
     name: str,
@@ -199,26 +207,35 @@ def _converted(
     config: Mapping[str, Any],
     dtype: FloatFormat,
 ) -> _Weight:
-    """One tensor with GGUF's changes applied."""
+    """One tensor's plan: its type and shape now, GGUF's changes to its values when loaded."""
     info = file.tensors[source]
     if info.dtype not in FLOATS:
         raise UnsupportedError(
             f"tensor {source} is {info.dtype}; the converter reads {', '.join(FLOATS)} "
             "(quantized checkpoints: convert the original instead)"
         )
-    type_, moved_as = FLOATS[info.dtype]
-    values = file.data(source).view(moved_as).reshape(info.shape)
+    found, moved_as = FLOATS[info.dtype]
+    shape = tuple(info.shape)
+    if len(shape) == 1:
+        wanted = GGMLType.F32
+    else:
+        wanted = found if dtype == "auto" else GGMLType[dtype.upper()]
+    heads = 0
     if rules.permute and re.search(r"\.attn_[qk]\.", name):
         heads = config["num_attention_heads"]
         if ".attn_k." in name:
             heads = config.get("num_key_value_heads") or heads
-        values = adjacent_pairs(values, heads)
-    if values.ndim == 1:
-        vector = _as_float32(values, type_)
-        if "norm" in name and rules.norm_offset:
-            vector = vector + np.float32(rules.norm_offset)
-        return _Weight(GGMLType.F32, vector)
-    return _cast(_Weight(type_, values), dtype)
+
+    def load() -> NDArray[np.uint8]:
+        values = file.data(source).view(moved_as).reshape(shape)
+        if heads:
+            values = adjacent_pairs(values, heads)
+        if len(shape) == 1 and rules.norm_offset and "norm" in name:
+            values = _as_float32(values, found) + np.float32(rules.norm_offset)
+            return values.reshape(-1).view(np.uint8)
+        return _encoded(values, found, wanted)
+
+    return _Weight(type=wanted, shape=shape, load=load)
 
 
 def adjacent_pairs(values: NDArray[Any], heads: int) -> NDArray[Any]:
@@ -230,24 +247,23 @@ def adjacent_pairs(values: NDArray[Any], heads: int) -> NDArray[Any]:
     return halves.swapaxes(1, 2).reshape(values.shape)
 
 
-def _cast(weight: _Weight, dtype: FloatFormat) -> _Weight:
-    if dtype == "auto" or GGMLType[dtype.upper()] == weight.type:
-        return weight
-    values = _as_float32(weight.values, weight.type)
-    if dtype == "f16":
-        with np.errstate(over="ignore"):
-            half = values.astype(np.float16)
-        if not np.all(np.isfinite(half)):
-            raise FormatError("a weight is too large for f16; choose bf16 or f32")
-        return _Weight(GGMLType.F16, half)
-    if dtype == "bf16":
-        bits = values.view(np.uint32)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even
-        return _Weight(GGMLType.BF16, rounded.astype(np.uint16))
-    return _Weight(GGMLType.F32, values)
+def _encoded(values: NDArray[Any], found: GGMLType, wanted: GGMLType) -> NDArray[np.uint8]:
+    """Elements of one float type as the bytes of another."""
+    if found is not wanted:
+        values = _as_float32(values, found)
+        if wanted is GGMLType.F16:
+            with np.errstate(over="ignore"):
+                values = values.astype("<f2")
+            if not np.all(np.isfinite(values)):
+                raise FormatError("a weight is too large for f16; choose bf16 or f32")
+        elif wanted is GGMLType.BF16:
+            bits = values.view(np.uint32)
+            rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even
+            values = rounded.astype("<u2")
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
 
 def _as_float32(values: NDArray[Any], type_: GGMLType) -> NDArray[np.float32]:
     if type_ is GGMLType.BF16:
         return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
+    return values.astype(np.float32, copy=False)
