@@ -27,7 +27,7 @@ set(INSULA_ISA_TABLE
   "scalar|any||"
   "avx2|x86_64|-mavx2 -mfma -mf16c|/arch:AVX2"
   "avxvnni|x86_64|-mavx2 -mfma -mf16c -mavxvnni|/arch:AVX2"
-  "avxvnni_evex|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512vl -mavx512vnni -mprefer-vector-width=256|/arch:AVX512"
+  "avxvnni_evex|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mprefer-vector-width=256|/arch:AVX512"
   "avx512|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni|/arch:AVX512"
   "amx|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16|/arch:AVX512"
   "neon|arm64||"
@@ -71,6 +71,9 @@ function(insula_isa_sources sources_out definitions_out)
       endif()
     endif()
     separate_arguments(flag_list NATIVE_COMMAND "${flags}")
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")  # its intrinsics' own headers trip this warning
+      list(APPEND flag_list -Wno-maybe-uninitialized)
+    endif()
     set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "${flag_list}")
     list(APPEND sources ${file})
     list(APPEND definitions INSULA_HAVE_${upper}=1)

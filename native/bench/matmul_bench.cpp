@@ -1,0 +1,60 @@
+// One weight matrix against M rows on two threads: what the kernels reach by themselves.
+//   matmul_bench LEVEL LAYOUT M [N K]      prints GB/s of packed weights and int8 GOPS
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "insula_isa.h"
+#include "../kernels/table.h"
+
+using namespace insula;
+
+int main(int argc, char** argv) {
+  if (argc < 4) return std::printf("usage: matmul_bench LEVEL LAYOUT M [N K]\n"), 2;
+  std::string error;
+  const KernelTable* t = select_level(argv[1], &error);
+  if (!t) return std::printf("%s\n", error.c_str()), 2;
+  Layout l = Layout::Q4_K;
+  for (int i = 0; i < kLayouts; ++i)
+    if (!std::strcmp(kLayoutInfo[i].name, argv[2])) l = static_cast<Layout>(i);
+  int M = std::atoi(argv[3]), N = argc > 4 ? std::atoi(argv[4]) : 32768;
+  size_t K = argc > 5 ? static_cast<size_t>(std::atoi(argv[5])) : 2048, m = static_cast<size_t>(M);
+  size_t bytes = panel_bytes(l, K) * static_cast<size_t>(N / 16);
+  std::vector<uint8_t> w(bytes + 8192);
+  for (size_t i = 0; i < bytes; ++i) w[i] = static_cast<uint8_t>(i * 2654435761u >> 13 & 0x3b);
+  std::vector<float> x(m * K, 0.01f), y(m * static_cast<size_t>(N));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 97) / 97 - 0.5f;
+  std::vector<int8_t> q(m * K), q2(m * K);
+  std::vector<float> d(m * K / 32), d2(m * K / 32);
+  std::vector<int16_t> s(m * K / 32), s2(m * K / 256 * kSums256 + 1);
+  for (size_t i = 0; i < m; ++i) {
+    t->quantize_a32(&x[i * K], K, &q[i * K], &d[i * K / 32], &s[i * K / 32]);
+    t->quantize_a256(&x[i * K], K, &q2[i * K], &d2[i * K / 32], &s2[i * K / 256 * kSums256]);
+  }
+  ActSet a;
+  a.a32 = {q.data(), d.data(), s.data(), nullptr, K, K / 32, K / 32, 0};
+  a.a256 = {q2.data(), d2.data(), s2.data(), nullptr, K, K / 32, K / 256 * kSums256, 0};
+  a.f32 = {nullptr, nullptr, nullptr, x.data(), 0, 0, 0, K};
+  auto half = [&](int first, int count) {
+    for (int p = first; p < first + count; p += 4) {
+      MatJob j{};
+      j.layout = l, j.w = w.data(), j.first_panel = p, j.panels = 4, j.columns = N, j.K = K;
+      j.acts = &a, j.rows = M, j.dst = y.data(), j.dst_stride = static_cast<size_t>(N);
+      t->matmul(j);
+    }
+  };
+  double best = 1e9;
+  for (int r = 0; r < 7; ++r) {
+    auto t0 = std::chrono::steady_clock::now();
+    std::thread other(half, N / 32, N / 32);
+    half(0, N / 32);
+    other.join();
+    double s1 = std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
+    best = s1 < best ? s1 : best;
+  }
+  std::printf("%s %s M=%d: %.3f ms  %.1f GB/s  %.0f GOPS\n", t->name, argv[2], M, best * 1e3,
+              static_cast<double>(bytes) / best / 1e9, 2.0 * M * N * static_cast<double>(K) / best / 1e9);
+}

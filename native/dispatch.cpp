@@ -1,0 +1,98 @@
+// Detect -> table -> override. The only place that asks the processor what it can do.
+#include <cstdint>
+#include <cstring>
+
+#include "insula_isa.h"
+#include "kernels/table.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace insula {
+namespace {
+
+#if defined(__x86_64__)
+struct Cpu {
+  bool avx2 = false, avxvnni = false, vnni256 = false, avx512 = false;
+};
+
+uint64_t xcr0() {
+  uint32_t lo, hi;
+  __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+  return static_cast<uint64_t>(hi) << 32 | lo;
+}
+
+Cpu detect() {
+  Cpu c;
+  uint32_t a, b, cx, d;
+  if (!__get_cpuid(1, &a, &b, &cx, &d)) return c;
+  const bool osxsave = cx >> 27 & 1, fma = cx >> 12 & 1, f16c = cx >> 29 & 1;
+  if (!osxsave) return c;
+  const uint64_t x = xcr0();  // what the operating system saves, not only what the CPU has
+  if (!__get_cpuid_count(7, 0, &a, &b, &cx, &d)) return c;
+  const uint32_t b0 = b, c0 = cx;
+  c.avx2 = (x & 6) == 6 && fma && f16c && (b0 >> 5 & 1);
+  const bool f512 = c.avx2 && (x & 0xe6) == 0xe6 && (b0 >> 16 & 1) && (b0 >> 17 & 1) &&
+                    (b0 >> 30 & 1) && (b0 >> 31 & 1);
+  c.avx512 = f512 && (c0 >> 11 & 1);
+  c.vnni256 = c.avx512;
+  if (__get_cpuid_count(7, 1, &a, &b, &cx, &d)) c.avxvnni = c.avx2 && (a >> 4 & 1);
+  return c;
+}
+
+// A level is listed where the compiler knew its flags (INSULA_HAVE_*, see cmake/isa.cmake).
+std::vector<Level> find() {
+  [[maybe_unused]] const Cpu c = detect();
+  std::vector<Level> all;
+#ifdef INSULA_HAVE_AVX512
+  all.push_back({"avx512", c.avx512, table_avx512(), "AVX-512 F/BW/DQ/VL/VNNI"});
+#endif
+  // One level, two encodings: VEX for processors without AVX-512, EVEX for those without AVX-VNNI.
+  [[maybe_unused]] const char* vnni = "AVX-VNNI (or AVX-512 VL with VNNI)";
+#if defined(INSULA_HAVE_AVXVNNI) && defined(INSULA_HAVE_AVXVNNI_EVEX)
+  all.push_back({"avxvnni", c.avxvnni || c.vnni256,
+                 c.avxvnni ? table_avxvnni() : table_avxvnni_evex(), vnni});
+#elif defined(INSULA_HAVE_AVXVNNI)
+  all.push_back({"avxvnni", c.avxvnni, table_avxvnni(), vnni});
+#elif defined(INSULA_HAVE_AVXVNNI_EVEX)
+  all.push_back({"avxvnni", c.vnni256, table_avxvnni_evex(), vnni});
+#endif
+#ifdef INSULA_HAVE_AVX2
+  all.push_back({"avx2", c.avx2, table_avx2(), "AVX2 with FMA and F16C"});
+#endif
+  all.push_back({"scalar", true, table_scalar(), ""});
+  return all;
+}
+#elif defined(__aarch64__) || defined(_M_ARM64)
+std::vector<Level> find() {
+  return {{"neon", true, table_neon(), ""}, {"scalar", true, table_scalar(), ""}};
+}
+#else
+std::vector<Level> find() { return {{"scalar", true, table_scalar(), ""}}; }
+#endif
+
+}  // namespace
+
+const std::vector<Level>& levels() {
+  static const std::vector<Level> all = find();
+  return all;
+}
+
+const KernelTable* select_level(const char* name, std::string* error) {
+  const bool any = !name || !*name;
+  std::string have;
+  for (const Level& l : levels()) {
+    if (l.available && (any || !std::strcmp(l.name, name))) return l.table;
+    if (!any && !std::strcmp(l.name, name)) {
+      *error = std::string("instruction set '") + name + "' needs " + l.missing +
+               ", which this processor lacks";
+    }
+    if (l.available) have += (have.empty() ? "" : ", ") + std::string(l.name);
+  }
+  if (error->empty()) *error = std::string("unknown instruction set '") + name + "'";
+  *error += "; available here: " + have;
+  return nullptr;
+}
+
+}  // namespace insula

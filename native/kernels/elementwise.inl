@@ -1,0 +1,163 @@
+// Row-wise ops over 16 virtual lanes: the same lanes, polynomials and order at every level.
+
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int HL = kLanes / V::W;
+
+// ((l0+l8)+(l4+l12)) + ... : one tree for every sum over lanes.
+inline float sum_lanes(const V::F acc[HL]) {
+  alignas(64) float l[kLanes];
+  for (int h = 0; h < HL; ++h) V::storef(l + h * V::W, acc[h]);
+  for (int s = 8; s; s >>= 1)
+    for (int i = 0; i < s; ++i) l[i] += l[i + s];
+  return l[0];
+}
+
+inline float max_lanes(const V::F acc[HL]) {
+  alignas(64) float l[kLanes];
+  for (int h = 0; h < HL; ++h) V::storef(l + h * V::W, acc[h]);
+  for (int s = 8; s; s >>= 1)
+    for (int i = 0; i < s; ++i) l[i] = l[i] > l[i + s] ? l[i] : l[i + s];
+  return l[0];
+}
+
+// e^x for x in [-87.3, 88]; outside it is clamped. Cephes' expf coefficients, about 1 ulp.
+inline V::F exp_v(V::F x) {
+  x = V::min(V::max(x, V::set1(-87.3f)), V::set1(88.0f));
+  V::I n = V::round(V::mul(x, V::set1(1.44269504088896341f)));
+  V::F f = V::cvt(n);
+  V::F r = V::fma(f, V::set1(-0.693359375f), x);
+  r = V::fma(f, V::set1(2.12194440e-4f), r);
+  V::F p = V::set1(1.9875691500e-4f);
+  p = V::fma(p, r, V::set1(1.3981999507e-3f));
+  p = V::fma(p, r, V::set1(8.3334519073e-3f));
+  p = V::fma(p, r, V::set1(4.1665795894e-2f));
+  p = V::fma(p, r, V::set1(1.6666665459e-1f));
+  p = V::fma(p, r, V::set1(5.0000001201e-1f));
+  p = V::fma(p, V::mul(r, r), V::add(r, V::set1(1.0f)));
+  return V::mul(p, V::pow2(n));
+}
+
+inline V::F sigmoid_v(V::F x) {
+  V::F one = V::set1(1.0f);
+  return V::div(one, V::add(one, exp_v(V::sub(V::set1(0.0f), x))));
+}
+
+// gelu's tanh form is x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
+inline V::F act_v(V::F x, int act) {
+  if (act == 0) return V::mul(x, sigmoid_v(x));
+  V::F x3 = V::mul(V::mul(x, x), x);
+  V::F u = V::fma(V::set1(0.044715f), x3, x);
+  return V::mul(x, sigmoid_v(V::mul(V::set1(1.5957691216057308f), u)));
+}
+
+// n floats in steps of a register; the tail goes through a padded copy, so that lanes agree.
+template <class Fn> inline void each(size_t n, Fn f) {
+  size_t i = 0;
+  for (; i + V::W <= n; i += V::W) f(i, V::W);
+  if (i < n) f(i, static_cast<int>(n - i));
+}
+inline V::F load_n(const float* p, int n) {
+  if (n == V::W) return V::loadf(p);
+  float t[V::W] = {};
+  for (int i = 0; i < n; ++i) t[i] = p[i];
+  return V::loadf(t);
+}
+inline void store_n(float* p, V::F v, int n) {
+  if (n == V::W) return V::storef(p, v);
+  float t[V::W];
+  V::storef(t, v);
+  for (int i = 0; i < n; ++i) p[i] = t[i];
+}
+
+void glu(const float* gate, const float* up, size_t n, int act, float* y) {
+  each(n, [&](size_t i, int c) {
+    store_n(y + i, V::mul(act_v(load_n(gate + i, c), act), load_n(up + i, c)), c);
+  });
+}
+
+void softcap(float* x, size_t n, float cap) {
+  each(n, [&](size_t i, int c) {
+    V::F s = sigmoid_v(V::mul(load_n(x + i, c), V::set1(2.0f / cap)));
+    store_n(x + i, V::mul(V::set1(cap), V::fms(V::set1(2.0f), s, V::set1(1.0f))), c);
+  });
+}
+
+template <class Fn> inline float sum_over(size_t n, Fn term) {
+  V::F acc[HL];
+  for (int h = 0; h < HL; ++h) acc[h] = V::set1(0.0f);
+  for (size_t i = 0; i < n; i += kLanes)
+    for (int h = 0; h < HL; ++h) {
+      size_t at = i + static_cast<size_t>(h * V::W);
+      if (at >= n) break;
+      int c = n - at < static_cast<size_t>(V::W) ? static_cast<int>(n - at) : V::W;
+      acc[h] = term(at, c, acc[h]);
+    }
+  return sum_lanes(acc);
+}
+
+void rms_norm(const float* x, const float* w, size_t n, float eps, float* y) {
+  float ss = sum_over(n, [&](size_t i, int c, V::F acc) {
+    V::F v = load_n(x + i, c);
+    return V::fma(v, v, acc);
+  });
+  V::F s = V::set1(1.0f / __builtin_sqrtf(ss / static_cast<float>(n) + eps));
+  each(n, [&](size_t i, int c) {
+    store_n(y + i, V::mul(V::mul(load_n(x + i, c), s), load_n(w + i, c)), c);
+  });
+}
+
+void layer_norm(const float* x, const float* w, const float* b, size_t n, float eps, float* y) {
+  float mean = sum_over(n, [&](size_t i, int c, V::F acc) {
+                 return V::add(acc, load_n(x + i, c));
+               }) / static_cast<float>(n);
+  alignas(64) float pad[V::W];
+  for (int i = 0; i < V::W; ++i) pad[i] = 1.0f;
+  float ss = sum_over(n, [&](size_t i, int c, V::F acc) {
+    V::F v = V::sub(load_n(x + i, c), V::mul(V::set1(mean), load_n(pad, c)));
+    return V::fma(v, v, acc);
+  });
+  V::F s = V::set1(1.0f / __builtin_sqrtf(ss / static_cast<float>(n) + eps));
+  each(n, [&](size_t i, int c) {
+    V::F v = V::mul(V::sub(load_n(x + i, c), V::set1(mean)), s);
+    v = V::mul(v, load_n(w + i, c));
+    store_n(y + i, b ? V::add(v, load_n(b + i, c)) : v, c);
+  });
+}
+
+// One block of `n` (a multiple of 16) values to int8: q = round(x * 127/amax), d = amax/127.
+inline float quantize_block(const float* x, int n, int8_t* q) {
+  V::F mx[HL];
+  for (int h = 0; h < HL; ++h) mx[h] = V::set1(0.0f);
+  for (int i = 0; i < n; i += kLanes)
+    for (int h = 0; h < HL; ++h) mx[h] = V::max(mx[h], V::abs(V::loadf(x + i + h * V::W)));
+  float amax = max_lanes(mx);
+  float inv = amax > 1e-30f ? 127.0f / amax : 0.0f;
+  for (int i = 0; i < n; i += V::W)
+    V::store_i8(q + i, V::round(V::mul(V::loadf(x + i), V::set1(inv))));
+  return amax / 127.0f;
+}
+
+inline int16_t sum16(const int8_t* q) {
+  int s = 0;
+  for (int i = 0; i < 16; ++i) s += q[i];
+  return static_cast<int16_t>(s);
+}
+
+void quantize_a32(const float* x, size_t K, int8_t* q, float* d, int16_t* sums) {
+  for (size_t b = 0; b < K / 32; ++b) {
+    d[b] = quantize_block(x + b * 32, 32, q + b * 32);
+    sums[b] = static_cast<int16_t>(sum16(q + b * 32) + sum16(q + b * 32 + 16));
+  }
+}
+
+void quantize_a256(const float* x, size_t K, int8_t* q, float* d, int16_t* sums) {
+  for (size_t b = 0; b < K / 256; ++b, sums += insula::kSums256) {
+    d[b] = quantize_block(x + b * 256, 256, q + b * 256);
+    for (int i = 0; i < 16; ++i) sums[i] = sum16(q + b * 256 + 16 * i);
+    for (int i = 0; i < 8; ++i) sums[16 + i] = static_cast<int16_t>(sums[2 * i] + sums[2 * i + 1]);
+  }
+}
+
+}  // namespace

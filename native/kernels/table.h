@@ -1,0 +1,101 @@
+// What an instruction-set level offers. One table per level, filled in native/isa/.
+//
+// The numeric contract: every function computes each row from that row alone, in one order of
+// operations that is the same in every table, so that results are equal bit by bit whatever the
+// batch, the slicing, the number of threads or the level.
+#pragma once
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "layout.h"
+
+namespace insula {
+
+// Quantized activations of a batch of rows, row-major.
+//   A32 : q[K], d[K/32],  sums int16[K/32]  (sum of q over each 32)
+//   A256: q[K], d[K/256], sums int16[24] a block: 16 sums of 16, then 8 sums of 32
+//   F32 : f[K]
+struct Acts {
+  const int8_t* q;
+  const float* d;
+  const int16_t* sums;
+  const float* f;
+  size_t q_stride, d_stride, sums_stride, f_stride;  // in elements, from row to row
+};
+
+// One attention task: `n` query vectors against one chunk of one KV head.
+struct AttnChunk {
+  const float* const* q;       // n vectors of head_dim
+  int n;
+  int head_dim;
+  const uint8_t* const* pages;  // pages of this chunk for this KV head: K then V
+  int positions;               // positions of the chunk that exist, at most kAttnChunk
+  const int* lo;               // per query: first visible position, relative to the chunk
+  const int* hi;               // per query: one past the last visible position
+  float scale, softcap;        // softcap 0: none
+  bool kv_f32;                 // pages hold float32 instead of float16
+  float* scores;               // scratch, n * kAttnChunk floats
+  float* m;                    // out: maximum per query (-inf if nothing is visible)
+  float* l;                    // out: sum of exp(score - m)
+  float* o;                    // out: n * pad16(head_dim), not normalized
+};
+
+inline constexpr int kAttnChunk = 256;
+inline constexpr int kPageTokens = 64;
+
+// The same rows in every form that a group of weights needs; unused forms stay null.
+struct ActSet {
+  Acts a32, a256, f32;
+};
+
+// Neighbouring panels of one weight (or of a gate and an up weight) against `rows` rows:
+//   y = x w^T + bias;  with w2: y = act(x w^T + bias) * (x w2^T + bias2);  add: dst += y.
+struct MatJob {
+  Layout layout, layout2;
+  const uint8_t *w, *w2;  // whole packed weights; w2 null if there is no second one
+  const float *bias, *bias2;
+  int first_panel, panels, columns;  // columns of the whole weight
+  size_t K;
+  const ActSet* acts;
+  int rows, act;
+  bool add;
+  float* dst;
+  size_t dst_stride;
+};
+
+inline constexpr size_t kSums256 = 24;
+
+struct KernelTable {
+  const char* name;
+  void (*matmul)(const MatJob& j);
+  void (*quantize_a32)(const float* x, size_t K, int8_t* q, float* d, int16_t* sums);
+  void (*quantize_a256)(const float* x, size_t K, int8_t* q, float* d, int16_t* sums);
+  void (*rms_norm)(const float* x, const float* w, size_t n, float eps, float* y);
+  void (*layer_norm)(const float* x, const float* w, const float* b, size_t n, float eps, float* y);
+  void (*glu)(const float* gate, const float* up, size_t n, int act, float* y);  // 0 silu 1 gelu_tanh
+  void (*softcap)(float* x, size_t n, float cap);
+  void (*store_kv)(const float* k, const float* v, int head_dim, int slot_in_page, bool kv_f32,
+                   uint8_t* page);
+  void (*attention)(const AttnChunk& c);
+  void (*attn_merge)(float* m, float* l, float* o, const float* m2, const float* l2,
+                     const float* o2, int head_dim);
+  void (*attn_finish)(const float* l, const float* o, int head_dim, float* out);
+  std::atomic<uint64_t>* calls;       // counted by this level's own matmul code
+};
+
+inline constexpr int pad16(int n) { return (n + 15) / 16 * 16; }
+
+// Elements of one page of one KV head: keys [4][head_dim][16], then values [64][pad16(head_dim)].
+inline constexpr size_t kv_page_head_elements(int head_dim) {
+  return static_cast<size_t>(kPageTokens) * static_cast<size_t>(head_dim + pad16(head_dim));
+}
+
+const KernelTable* table_scalar();
+const KernelTable* table_avx2();
+const KernelTable* table_avxvnni();
+const KernelTable* table_avxvnni_evex();
+const KernelTable* table_avx512();
+const KernelTable* table_neon();
+
+}  // namespace insula

@@ -1,0 +1,217 @@
+"""The native runner: a Graph and its tensors, packed once, run one step at a time.
+
+Owns the way from named buffers and tensors to the native program, and nothing of scheduling.
+Refuses, with a typed error, a graph or tensors that the native side cannot take.
+Invariant: after construction the source file is not read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from insula import _native
+from insula.config import settings
+from insula.errors import ConfigError, EngineError, FormatError, ResourceError
+from insula.formats.gguf import GGUFFile
+from insula.ops.graph import Attention, Embed, Glu, Graph, Linear, Logits, Norm, Op, Rope
+
+PAGE_TOKENS = 64
+
+#: Rows that one step takes; the scheduler's largest prefill slice.
+MAX_ROWS = 512
+
+KVType = Literal["f16", "f32"]
+
+_ACTS = {"silu": 0, "gelu_tanh": 1}
+
+
+class NativeRunner:
+    """Runs a graph with the compiled kernels. Not thread-safe beyond one step at a time."""
+
+    engine = "native"
+    page_size = PAGE_TOKENS
+
+    def __init__(
+        self,
+        graph: Graph,
+        gguf: GGUFFile,
+        *,
+        n_pages: int,
+        threads: int | None = None,
+        kv_type: KVType = "f16",
+        isa: str | None = None,
+        max_rows: int = MAX_ROWS,
+    ) -> None:
+        """Packs every tensor that the graph names.
+
+        n_pages: pages of 64 positions, shared by all sequences; memory is used when a page is
+        first written. threads: None for one per physical core that this process may use.
+        kv_type: how keys and values are kept. isa: an instruction-set level, None for
+        INSULA_ISA or the best one. Raises ConfigError, FormatError or ResourceError.
+        """
+        if kv_type not in ("f16", "f32"):
+            raise ConfigError(f"kv_type: found {kv_type!r}; allowed: f16, f32")
+        if threads is not None and not 1 <= threads <= 1024:
+            raise ConfigError(f"threads: found {threads}; allowed: 1 to 1024")
+        level = isa if isa is not None else settings().isa or ""
+        try:
+            self._model = _native.Model(level, threads or 0)
+        except ValueError as error:
+            raise ConfigError(f"INSULA_ISA: {error}") from None
+        self.graph = graph
+        try:
+            self._build(gguf)
+            self._model.allocate(n_pages, kv_type == "f32", max_rows)
+        except MemoryError:
+            raise ResourceError(
+                f"there is not enough memory for {n_pages} pages beside the weights; "
+                "ask for a smaller context (n_ctx) or a smaller model"
+            ) from None
+        except ValueError as error:
+            raise FormatError(f"{gguf.path.name}: {error}") from None
+        self.n_pages = n_pages
+        self.n_vocab = self._model.n_vocab
+        self.max_rows = max_rows
+        self.isa = self._model.isa
+        self.threads = self._model.threads
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of packed weights."""
+        return self._model.weight_bytes
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes that one page takes over all layers."""
+        return self._model.page_bytes
+
+    def step(
+        self,
+        tokens: ArrayLike,
+        positions: ArrayLike,
+        rows: ArrayLike,
+        tables: Sequence[NDArray[np.int32]],
+        logit_rows: ArrayLike,
+    ) -> NDArray[np.float32]:
+        """Run T tokens and return logits [R, n_vocab] for `logit_rows` (indices into T).
+
+        rows[t] is the table (sequence) of token t; a sequence's tokens stand together and ascend
+        in position. tables[s][p // 64] is the page of position p.
+        """
+        try:
+            return self._model.step(
+                _ints(tokens),
+                _ints(positions),
+                _ints(rows),
+                [_ints(t) for t in tables],
+                _ints(logit_rows),
+            )
+        except (ValueError, MemoryError) as error:
+            raise EngineError(f"the native engine refused a step: {error}") from None
+
+    def copy_page(self, src: int, dst: int) -> None:
+        """Copy one page of every layer."""
+        self._model.copy_page(src, dst)
+
+    def close(self) -> None:
+        """Free weights and pages."""
+        del self._model
+
+    def _build(self, gguf: GGUFFile) -> None:
+        names = list(self.graph.buffers)
+        buffers = {name: i for i, name in enumerate(names)}
+        weights: dict[str, int] = {}
+        vectors: dict[str, int] = {}
+        freqs: dict[bytes, int] = {}
+
+        def weight(name: str) -> int:
+            if name not in weights:
+                info = gguf.tensors[name]
+                rows, cols = info.shape
+                weights[name] = self._model.add_weight(
+                    int(info.type), rows, cols, gguf.data(name), True
+                )
+            return weights[name]
+
+        def vector(name: str | None) -> int:
+            if name is None:
+                return -1
+            if name not in vectors:
+                vectors[name] = self._model.add_vector(gguf.dequantize(name).ravel())
+            return vectors[name]
+
+        def table(array: NDArray[np.float64]) -> int:
+            values = np.ascontiguousarray(array, dtype=np.float64)
+            key = values.tobytes()
+            if key not in freqs:
+                freqs[key] = self._model.add_freqs(values)
+            return freqs[key]
+
+        ops = [_lower(op, buffers, weight, vector, table) for op in self.graph.ops]
+        gguf.check()
+        self._model.set_program(
+            ops,
+            [self.graph.buffers[name] for name in names],
+            [[slot.kv_heads, slot.head_dim] for slot in self.graph.slots],
+        )
+
+
+def _lower(op: Op, buffers: dict[str, int], weight: Any, vector: Any, table: Any) -> dict[str, Any]:
+    """One op as the native side takes it: names become indices."""
+    out: dict[str, Any] = {"kind": type(op).__name__}
+    for f in fields(op):
+        value = getattr(op, f.name)
+        if f.name in ("dst", "src", "buf", "q", "k", "v", "gate", "up"):
+            key = {"buf": "dst", "q": "src", "gate": "src", "up": "k"}.get(f.name, f.name)
+            out[key] = buffers[value]
+    match op:
+        case Embed():
+            out |= {"weight": weight(op.weight), "scale": op.scale}
+        case Norm():
+            out |= {
+                "weight": vector(op.weight),
+                "bias": vector(op.bias),
+                "eps": op.eps,
+                "heads": op.heads,
+                "layer_norm": op.kind == "layer",
+            }
+        case Linear():
+            out |= {"weight": weight(op.weight), "bias": vector(op.bias)}
+        case Rope():
+            out |= {
+                "heads": op.heads,
+                "head_dim": op.head_dim,
+                "freqs": table(op.freqs),
+                "neox": op.style == "neox",
+                "mscale": op.mscale,
+            }
+        case Attention():
+            out |= {
+                "slot": op.slot,
+                "heads": op.heads,
+                "kv_heads": op.kv_heads,
+                "head_dim": op.head_dim,
+                "scale": op.scale,
+                "window": op.window or 0,
+                "softcap": op.softcap or 0.0,
+            }
+        case Glu():
+            out["act"] = _ACTS[op.act]
+        case Logits():
+            out |= {
+                "weight": weight(op.weight),
+                "scale": op.scale,
+                "softcap": op.softcap or 0.0,
+            }
+        case _:
+            out |= {"scale": op.factor} if hasattr(op, "factor") else {}
+    return out
+
+
+def _ints(values: ArrayLike) -> NDArray[np.int32]:
+    return np.ascontiguousarray(values, dtype=np.int32)
