@@ -31,6 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from peers import SUBJECTS, Job, Subject, machine
 from table import write_tables
 
+from insula.formats.gguf import GGUFFile
+from insula.hub.catalog import DEFAULT_MODEL
+from insula.hub.resolve import resolve
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 METRICS = ("prefill", "decode")
@@ -236,15 +240,12 @@ def summarize(
 
 def find_model(name: str) -> Model:
     """`default`, one of RANDOM_MODELS (made if need be), or a path or name that Insula knows."""
-    from insula.formats.gguf import GGUFFile
-    from insula.hub.resolve import resolve
-
     if name in RANDOM_MODELS:
         path = ROOT / "build" / "bench" / f"random-{name}.gguf"
         if not path.exists():
             make_random_model(path, RANDOM_MODELS[name])
     else:
-        path = resolve("smollm2:135m" if name == "default" else name, allow_download=True)
+        path = resolve(DEFAULT_MODEL if name == "default" else name, allow_download=True)
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -252,9 +253,7 @@ def find_model(name: str) -> Model:
     with GGUFFile.open(path) as gguf:
         sizes = {t.name: t.nbytes for t in gguf.tensors.values()}
         n_vocab = int(gguf.tensors["token_embd.weight"].shape[0])
-        label = (
-            str(gguf.metadata.get("general.name", name)) if name != "default" else "smollm2:135m"
-        )
+        label = str(gguf.metadata.get("general.name", name)) if name != "default" else DEFAULT_MODEL
     streamed = sum(sizes.values())
     if "output.weight" in sizes:  # else the embedding is the last layer too, and read whole
         streamed -= sizes["token_embd.weight"]
@@ -272,7 +271,15 @@ def make_random_model(path: Path, quantization: str) -> None:
     say(f"making {path.name} (once)")
     path.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "make_random_model.py"), str(path), quantization],
+        [
+            sys.executable,
+            str(ROOT / "tools" / "make_random_model.py"),
+            str(path),
+            "--vocab",
+            str(resolve(DEFAULT_MODEL, allow_download=True)),
+            "--format",
+            quantization,
+        ],
         check=True,
     )
 

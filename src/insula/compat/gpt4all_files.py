@@ -102,9 +102,7 @@ def download_model(
         raise ConfigError(f"model_filename: found {model_filename!r}; a plain file name is needed")
     folder = Path(model_path)
     destination = folder / model_filename
-    remote = Remote(
-        url=url or FILES_URL + model_filename, name=model_filename, size=expected_size
-    )
+    remote = Remote(url=url or FILES_URL + model_filename, name=model_filename, size=expected_size)
     try:
         with Transport() as transport, transfer(folder, remote, _progress()) as part:
             fetched = fetch(transport, remote, part, progress=_progress())

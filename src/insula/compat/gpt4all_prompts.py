@@ -71,10 +71,49 @@ class PlainTranscript:
         template = self._template
         return [*self._ids, *self._own(template.before), *user, *self._own(template.between)]
 
-    def answered(self, asked: list[int], answer: list[int]) -> None:
-        """Take the turn in: the ids that were asked with, and those that came back."""
+    def answered(self, prompt: str, asked: list[int], text: str, answer: list[int]) -> None:
+        """Take the turn in: what was asked and what came back, as text and as ids."""
         self._ids = [*asked, *answer, *self._own(self._template.after)]
 
     def _own(self, text: str) -> list[int]:
         """The template's text, where a special token's name is that token."""
         return self._tokenizer.encode(text, add_special=False, parse_special=True) if text else []
+
+
+class JinjaTranscript:
+    """A chat in the new style: rendered anew each turn, by the model's template or a given one.
+
+    The ids of earlier turns come out the same, so the engine's prefix cache has them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: str | None, system: str) -> None:
+        from insula.chat.templates import ChatTemplate
+
+        source = tokenizer.chat_template if template is None else template
+        assert source is not None
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(
+            source,
+            bos_token=_text(tokenizer, tokenizer.bos_id),
+            eos_token=_text(tokenizer, tokenizer.eos_id),
+        )
+        self._messages: list[dict[str, str]] = []
+        if system:
+            self._messages.append({"role": "system", "content": system})
+
+    def ask(self, prompt: str) -> list[int]:
+        """The ids to complete for the user's next text."""
+        text = self._template.render([*self._messages, {"role": "user", "content": prompt}])
+        # The template writes bos itself where it belongs.
+        return self._tokenizer.encode(text, add_special=False, parse_special=True)
+
+    def answered(self, prompt: str, asked: list[int], text: str, answer: list[int]) -> None:
+        """Take the turn in: what was asked and what came back, as text and as ids."""
+        self._messages += [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": text},
+        ]
+
+
+def _text(tokenizer: Tokenizer, token_id: int | None) -> str:
+    return "" if token_id is None else tokenizer.token_bytes(token_id).decode("utf-8", "replace")
