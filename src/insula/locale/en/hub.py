@@ -1,4 +1,3 @@
-# ruff: noqa: E501 -- a text is one line, so that both languages can be read side by side
 """What the hub says, in English."""
 
 TEXTS = {

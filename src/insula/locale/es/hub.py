@@ -1,4 +1,3 @@
-# ruff: noqa: E501 -- a text is one line, so that both languages can be read side by side
 """Lo que dice el almacén de modelos, en español."""
 
 TEXTS = {

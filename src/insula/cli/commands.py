@@ -1,0 +1,116 @@
+"""The table of commands. A command's module is imported when it is asked for.
+
+A new command is one file here with one function, one row in COMMANDS, and its texts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from insula.errors import ConfigError
+from insula.locale import language, text
+
+#: name -> (module below insula.cli, function in it, its help text)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "run": ("run", "run", "help.run"),
+    "pull": ("pull", "pull", "help.pull"),
+    "list": ("list_models", "list_models", "help.list"),
+    "show": ("show", "show", "help.show"),
+    "rm": ("rm", "rm", "help.rm"),
+    "tokenize": ("tokenize", "tokenize", "help.tokenize"),
+    "quantize": ("quantize", "quantize", "help.quantize"),
+    "bench": ("bench", "bench", "help.bench"),
+    "doctor": ("doctor", "doctor", "help.doctor"),
+}
+
+#: What the parser's own help says, where there is no other way to have it in Spanish.
+_HELP_ES = (
+    (re.compile(r"^Usage:", re.MULTILINE), "Uso:"),
+    (re.compile(r"^Options:", re.MULTILINE), "Opciones:"),
+    (re.compile(r"^Arguments:", re.MULTILINE), "Argumentos:"),
+    (re.compile(r"^Commands:", re.MULTILINE), "Órdenes:"),
+    (re.compile(r"\[OPTIONS\]"), "[OPCIONES]"),
+    (re.compile(r"COMMAND \[ARGS\]\.\.\."), "ORDEN [ARGUMENTOS]..."),
+    (re.compile(r"\[required\]"), "[obligatorio]"),
+    (re.compile(r"\[default: "), "[por defecto: "),
+    (re.compile(r"Show this message and exit\."), "Muestra esta ayuda y sale."),
+)
+
+
+def _localized(help_text: str) -> str:
+    if language() == "es":
+        for pattern, spanish in _HELP_ES:
+            help_text = pattern.sub(spanish, help_text)
+    return help_text
+
+
+class _Command(TyperCommand):
+    def get_help(self, ctx: Any) -> str:
+        return _localized(super().get_help(ctx))
+
+
+class _Root(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        row = COMMANDS.get(cmd_name)
+        if row is None:
+            return None
+        module, function, help_key = row
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        options = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+        app.command(
+            cmd_name,
+            cls=_Command,
+            help=text(help_key),
+            short_help=text(help_key).partition("\n")[0],
+            context_settings=options,
+        )(getattr(importlib.import_module(f"insula.cli.{module}"), function))
+        return typer.main.get_command(app)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            key = "cli.no_such_command_close" if close else "cli.no_such_command"
+            known = ", ".join(COMMANDS)
+            raise ConfigError(text(key, name=args[0][:80], close="".join(close), known=known))
+        return super().resolve_command(ctx, args)
+
+    def get_help(self, ctx: Any) -> str:
+        return _localized(super().get_help(ctx))
+
+
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", "-V", help=text("help.version"))] = False,
+) -> None:
+    if version:
+        from insula import __version__
+
+        print(f"insula {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def invoke(args: list[str]) -> int:
+    """Parse `args` and run the command. Errors are raised, not printed."""
+    app = typer.Typer(cls=_Root, rich_markup_mode=None, add_completion=True)
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    app.callback(invoke_without_command=True, help=text("help.insula"), context_settings=settings)(
+        _root
+    )
+    command = typer.main.get_command(app)
+    # The shell's completion protocol, if that is what this call is (it ends the process).
+    command._main_shell_completion({}, "insula")
+    # Not command.main(): it would turn Ctrl-C and end of input into its own messages.
+    with command.make_context("insula", args) as context:
+        code = command.invoke(context)
+    return code if isinstance(code, int) else 0

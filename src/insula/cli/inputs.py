@@ -1,0 +1,49 @@
+"""Text that comes in: from the command line or from a pipe, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+
+from insula.errors import ConfigError
+from insula.locale import text
+
+#: More than any context holds; a mistaken pipe (`cat disk.img |`) ends here, not in memory.
+MAX_INPUT = 64 << 20
+
+
+def checked(value: str) -> str:
+    """`value` if it is valid Unicode. Raises ConfigError: a byte of the command line was not."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(text("cli.not_utf8")) from None
+    return value
+
+
+def read_stdin() -> str:
+    """All of standard input as UTF-8. Raises ConfigError if it is not, or too long."""
+    if sys.stdin is None:
+        return ""
+    data = sys.stdin.buffer.read(MAX_INPUT + 1)
+    if len(data) > MAX_INPUT:
+        raise ConfigError(text("cli.input_too_long", limit=MAX_INPUT >> 20))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(text("cli.stdin_not_utf8", at=error.start)) from None
+
+
+def something_is_piped_in() -> bool:
+    """Whether standard input is a pipe or a file, and not a terminal or nothing."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def stdin_is_terminal() -> bool:
+    """Whether a person types there."""
+    return sys.stdin is not None and sys.stdin.isatty()

@@ -1,0 +1,48 @@
+"""`insula quantize`: the same model in another format."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from insula.cli.output import is_terminal, say, say_json, size
+from insula.errors import ConfigError
+from insula.hub.resolve import resolve
+from insula.locale import text
+
+
+def quantize(
+    source: Annotated[str, typer.Argument(metavar="IN", help=text("help.quantize_in"))],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help=text("help.quantize_out"))],
+    fmt: Annotated[str, typer.Argument(metavar="FORMAT", help=text("help.quantize_format"))],
+    force: Annotated[bool, typer.Option("--force", "-f", help=text("help.force"))] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=text("help.json"))] = False,
+) -> None:
+    """The command."""
+    path = resolve(source)
+    if target.is_dir():
+        raise ConfigError(text("quantize.target_is_folder", path=target))
+    if target.exists() and not force:
+        raise ConfigError(text("quantize.target_exists", path=target))
+    if target.exists() and target.samefile(path):
+        raise ConfigError(text("quantize.same_file", path=target))
+    from insula.models.quantize import quantize_file
+
+    bar = None
+    if is_terminal(sys.stderr) and not as_json:
+        from insula.cli.counter import Counter
+
+        bar = Counter(text("quantize.working"))
+    try:
+        quantize_file(path, target, fmt, progress=bar)
+    finally:
+        if bar is not None:
+            bar.close()
+    before, after = path.stat().st_size, target.stat().st_size
+    if as_json:
+        say_json({"source": str(path), "target": str(target), "format": fmt, "size": after})
+    else:
+        say(text("quantize.done", path=target, before=size(before), after=size(after)))

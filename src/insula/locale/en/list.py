@@ -1,0 +1,11 @@
+"""What insula list says, in English."""
+
+TEXTS = {
+    "name": "NAME",
+    "size": "SIZE",
+    "licence": "LICENCE",
+    "where": "WHERE",
+    "incomplete": "incomplete",
+    "origin_store": "store",
+    "origin_catalogue": "not here yet: insula pull",
+}

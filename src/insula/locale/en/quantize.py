@@ -1,0 +1,9 @@
+"""What insula quantize says, in English."""
+
+TEXTS = {
+    "target_is_folder": "{path} is a folder; name the file to write",
+    "target_exists": "{path} exists already; --force overwrites it",
+    "same_file": "{path} is the file to read; write to another",
+    "working": "quantizing",
+    "done": "{path} is written ({before} -> {after})",
+}

@@ -1,0 +1,8 @@
+"""What insula rm says, in English."""
+
+TEXTS = {
+    "nothing_named": "name the models to remove, or use --unused",
+    "not_ours": "{name} belongs to {program}; remove it there",
+    "removed": "{name} is removed ({freed} freed)",
+    "pruned": "{files} unused files are removed ({freed} freed)",
+}

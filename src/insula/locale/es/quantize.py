@@ -1,0 +1,9 @@
+"""Lo que dice insula quantize, en español."""
+
+TEXTS = {
+    "target_is_folder": "{path} es una carpeta; nombra el fichero que se escribirá",
+    "target_exists": "{path} ya existe; --force lo sobrescribe",
+    "same_file": "{path} es el fichero que se lee; escribe en otro",
+    "working": "cuantizando",
+    "done": "{path} está escrito ({before} -> {after})",
+}

@@ -1,0 +1,8 @@
+"""Lo que dice insula rm, en español."""
+
+TEXTS = {
+    "nothing_named": "nombra los modelos que quieres borrar, o usa --unused",
+    "not_ours": "{name} es de {program}; bórralo allí",
+    "removed": "{name} se ha borrado ({freed} libres)",
+    "pruned": "se han borrado {files} ficheros sin uso ({freed} libres)",
+}
