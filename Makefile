@@ -30,7 +30,7 @@ export FUZZ_SECONDS
 WORKERS ?= auto
 PYTEST := $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: run test test-all check format bench wheel native clean help
+.PHONY: run test test-all check format bench wheel native env clean help
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -64,6 +64,8 @@ $(VENV)/.oracle: $(VENV)/.dev
 	@$(PIP) install -C wheel.cmake=false -C editable.mode=inplace -e '.[dev,oracle]'
 	@$(PIP) install --only-binary :all: 'torch==2.13.0+cpu' 2>/dev/null || echo "no CPU build of torch here: the tests that compare with it will say so and skip"
 	@touch $@
+
+env: $(VENV)/.oracle ## install everything that the targets below need, and stop
 
 native: | $(VENV)/.base ## compile what changed in native/ (seconds)
 	@mkdir -p build

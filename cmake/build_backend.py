@@ -188,13 +188,9 @@ def develop(build_dir: Path) -> None:
     if not (build_dir / "build.ninja").exists():
         with compiler_environment():
             environment = os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
-            subprocess.run(
-                [cmake, "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"]
-                + [f"-DPython_EXECUTABLE={sys.executable}"],
-                check=True,
-                stdout=subprocess.DEVNULL,
-                env=environment,
-            )
+            configure = [cmake, "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"]
+            configure.append(f"-DPython_EXECUTABLE={sys.executable}")
+            subprocess.run(configure, check=True, stdout=subprocess.DEVNULL, env=environment)
     subprocess.run([cmake, "--build", str(build_dir)], check=True)
     for built in [*build_dir.glob("_native*.so"), *build_dir.glob("_native*.pyi")]:
         target = ROOT / "src" / "insula" / built.name
@@ -203,7 +199,7 @@ def develop(build_dir: Path) -> None:
         # A running process keeps the module it mapped: replace the file, never write into it.
         fresh = target.with_name(target.name + ".new")
         shutil.copy2(built, fresh)
-        os.replace(fresh, target)
+        fresh.replace(target)
 
 
 def main(arguments: list[str]) -> int:

@@ -24,14 +24,14 @@ STB_GNU_UNIQUE = 10
 SHN_UNDEF = 0
 
 
-class NotElf(ValueError):
+class NotElfError(ValueError):
     """Not a 64-bit little-endian ELF file."""
 
 
 def weak_symbols(data: bytes) -> list[str]:
     """Names of the weak (or GNU unique) symbols that an ELF64 object defines."""
     if data[:6] != b"\x7fELF\x02\x01":
-        raise NotElf("not a 64-bit little-endian ELF object")
+        raise NotElfError("not a 64-bit little-endian ELF object")
     section_table = struct.unpack_from("<Q", data, 0x28)[0]
     entry_size, count = struct.unpack_from("<HH", data, 0x3A)
     sections = [
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
     for file in files:
         try:
             found = weak_symbols(file.read_bytes())
-        except NotElf:
+        except NotElfError:
             print(f"{file.name}: not ELF; this check reads ELF only", file=sys.stderr)
             return 2
         for name in found:
