@@ -83,7 +83,7 @@ def kl_against_fp32(
             log_softmax(forward(model.graph, model.gguf, p.ids)[p.positions]).astype(np.float32)
             for p in todo
         ]
-        told = _peer(model_path, todo, n_top) if peer else _own_top(truth, n_top)
+        told = _peer(model_path, model.tokenizer, todo, n_top) if peer else _own_top(truth, n_top)
         found: dict[str, list[Divergence]] = {}
         if peer:
             found["llamacpp"] = [
@@ -121,9 +121,12 @@ def kl_against_fp32(
     }
 
 
-def _peer(path: Path, todo: list[Passage], n_top: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _peer(
+    path: Path, tokenizer, todo: list[Passage], n_top: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """(tokens [T, N], log probabilities [T, N]) of each passage, as llama.cpp tells them."""
-    llamacpp = LlamaCpp(path)
+    letter = next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"a")
+    llamacpp = LlamaCpp(path, letter=letter)
     told = []
     for passage in todo:
         answers = [llamacpp.top(passage.ids[: p + 1].tolist(), n_top) for p in passage.positions]

@@ -3,6 +3,9 @@
 The handler gives the n most likely tokens with the logarithms of their probabilities under the
 unmodified softmax. One request per position: the prompt grows by a token, its cached part is
 used again, so that each position costs one decoding step of llama.cpp.
+
+An answer that ends the text, or is part of a character, comes without probabilities; so the
+sampler, which sees the logits later, is made to choose a plain letter.
 """
 
 from __future__ import annotations
@@ -16,8 +19,11 @@ import numpy as np
 class LlamaCpp:
     """One model in llama.cpp, two threads, its own defaults otherwise."""
 
-    def __init__(self, model: Path, *, n_ctx: int = 2048, threads: int = 2) -> None:
+    def __init__(self, model: Path, *, letter: int, n_ctx: int = 2048, threads: int = 2) -> None:
+        """letter: the id of a token that is one ASCII letter."""
         import xllamacpp
+
+        self._letter = letter
 
         params = xllamacpp.CommonParams()
         params.model.path = str(model)
@@ -40,6 +46,7 @@ class LlamaCpp:
                 "n_probs": n,
                 "cache_prompt": True,
                 "temperature": 0.0,
+                "logit_bias": [[self._letter, 1000.0]],
             }
         )
         if isinstance(answer, str | bytes):

@@ -32,7 +32,7 @@ from insula.models.folder import read_json, weight_files
 FloatFormat = Literal["auto", "f32", "f16", "bf16"]
 
 #: safetensors dtype -> (GGUF type, the NumPy type its elements are moved as)
-FLOATS = MappingProxyType(
+FLOATS: Mapping[str, tuple[GGMLType, np.dtype[Any]]] = MappingProxyType(
     {
         "F32": (GGMLType.F32, np.dtype("<f4")),
         "F16": (GGMLType.F16, np.dtype("<f2")),
