@@ -127,7 +127,7 @@ def test_max_tokens_zero_evaluates_and_says_nothing() -> None:
     rows = []
     params = SamplingParams(max_tokens=0)
     ids = (1, 2, 3, 4, 5, 6, 7)
-    e = engine(prefill_budget=3)
+    e = engine(step_tokens=3)
     completion = e.submit(
         Request(ids=ids, params=params, on_prompt_logits=lambda p, x: rows.append((p, x.copy())))
     ).result()
@@ -213,7 +213,8 @@ def test_overflow_carries_both_numbers() -> None:
 
 def test_cancel_frees_at_once_and_ends_the_stream() -> None:
     e = engine()
-    handle = e.submit(Request(ids=(1, 2, 3), params=SamplingParams(ignore_eos=True)))
+    endless = SamplingParams(temperature=0.0, ignore_eos=True)
+    handle = e.submit(Request(ids=(1, 2, 3), params=endless))
     stream = iter(handle)
     next(stream)
     handle.cancel()

@@ -57,7 +57,7 @@ class Schedules(RuleBasedStateMachine):
             SmallVocabulary(),
             n_ctx=24,
             max_running=max_running,
-            prefill_budget=budget,
+            step_tokens=budget,
         )
         self.live: list = []
 
@@ -68,21 +68,24 @@ class Schedules(RuleBasedStateMachine):
         salt=st.sampled_from(["", "", "other"]),
         use_cache=st.sampled_from([True, True, True, False]),
         wants_logits=st.sampled_from([False, False, True]),
+        data=st.data(),
     )
-    def submit(self, ids, seed, max_tokens, salt, use_cache, wants_logits) -> None:
+    def submit(self, ids, seed, max_tokens, salt, use_cache, wants_logits, data) -> None:
         seen: list = []
+        first = data.draw(st.integers(0, len(ids) - 1)) if wants_logits else 0
         handle = self.engine.submit(
             Request(
                 ids=tuple(ids),
                 params=params_for(seed, max_tokens),
                 salt=salt,
                 use_cache=use_cache,
+                prompt_logits_from=first,
                 on_prompt_logits=(lambda p, x: seen.append((p, x.copy())))
                 if wants_logits
                 else None,
             )
         )
-        self.live.append((handle, tuple(ids), seed, max_tokens, seen if wants_logits else None))
+        self.live.append((handle, tuple(ids), seed, max_tokens, first, seen, wants_logits))
 
     @rule(n=st.integers(1, 6))
     def step(self, n: int) -> None:
@@ -104,14 +107,13 @@ class Schedules(RuleBasedStateMachine):
         assert completion.token_ids == expected[: len(completion.token_ids)]
 
     def check(self, entry) -> None:
-        handle, ids, seed, max_tokens, seen = entry
+        handle, ids, seed, max_tokens, first, seen, wants_logits = entry
         completion = handle.result()
         assert completion.token_ids == alone(ids, seed, max_tokens)
         assert completion.report.cached_tokens < len(ids)
-        if seen is not None:
-            assert [p for start, x in seen for p in range(start, start + len(x))] == list(
-                range(len(ids))
-            )
+        if wants_logits:
+            positions = [p for start, x in seen for p in range(start, start + len(x))]
+            assert positions == list(range(first, len(ids)))
             for start, x in seen:
                 for i, row in enumerate(x):
                     assert (row == logits_after(ids[: start + i + 1], N_VOCAB)).all()

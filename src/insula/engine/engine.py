@@ -5,8 +5,10 @@ or cancel. There is no thread of its own: whoever waits for a chunk and finds no
 steps for all, the others wait for that step and look again.
 
 Invariants:
-- Only the thread that has set `_stepping` touches scheduler and runner; `_turn` guards the flag
-  and the two inboxes, and is never held during a step.
+- Only the thread that has set `_stepping` touches scheduler and runner, or whoever holds `_turn`
+  while nobody has. `_turn` is not held during a step and is not reentrant.
+- What is submitted or cancelled goes into an inbox first, without a lock, so that a finalizer may
+  cancel in the middle of anything. Whoever lets go of `_turn` looks into the inboxes again.
 - A SIGINT is delivered between steps, never inside one.
 - If the runner fails, every request in flight fails with EngineError, pages and cache start
   anew, and the engine goes on.
@@ -33,7 +35,7 @@ from insula.engine.sequence import EngineFacts, Output, Sequence
 from insula.errors import ConfigError, ContextOverflowError, EngineError, InsulaError
 from insula.types import Chunk, Completion, TokenLogprob
 
-#: Prefill slices aim at this many seconds, so that cancelling and joining are quick.
+#: A step aims at this many seconds, so that cancelling and joining are quick.
 SLICE_SECONDS = 0.25
 MIN_SLICE, MAX_SLICE = 64, 512
 #: Most bytes of logits that one step may return for prompt positions.
@@ -52,11 +54,11 @@ class Engine:
         n_ctx: int,
         reason: str = "",
         max_running: int = 16,
-        prefill_budget: int | None = None,
+        step_tokens: int | None = None,
     ) -> None:
         """n_ctx: most tokens of one request; the runner's pages must hold at least that many.
 
-        prefill_budget: most prompt tokens per step; None adapts it to SLICE_SECONDS.
+        step_tokens: most tokens per step; None adapts it to SLICE_SECONDS.
         """
         capacity = runner.n_pages * runner.page_size
         if not 1 <= n_ctx <= capacity:
@@ -68,11 +70,11 @@ class Engine:
         self.name, self.reason = runner.engine, reason
         self.isa, self.threads = runner.isa, runner.threads
         self._facts = EngineFacts(name=self.name, reason=reason, isa=self.isa, threads=self.threads)
-        self._adapt = prefill_budget is None
-        self._budget = prefill_budget if prefill_budget is not None else MIN_SLICE
+        self._adapt = step_tokens is None
+        self._budget = MIN_SLICE if step_tokens is None else step_tokens
         self._max_running = max_running
         self.scheduler = self._new_scheduler()
-        self._turn = threading.Condition()
+        self._turn = threading.Condition(threading.Lock())
         self._stepping = False
         self._submitted: deque[Sequence] = deque()
         self._cancelled: deque[Sequence] = deque()
@@ -86,11 +88,10 @@ class Engine:
         """
         seq = self._sequence(request)
         handle = RequestHandle(self, seq)
-        with HeldInterrupts(), self._turn:
-            if self._closed:
-                raise EngineError("the engine is closed; open the model again")
-            self._submitted.append(seq)
-            self._turn.notify_all()
+        if self._closed:
+            raise EngineError("the engine is closed; open the model again")
+        self._submitted.append(seq)
+        self._poke()
         return handle
 
     def step(self) -> bool:
@@ -138,6 +139,11 @@ class Engine:
         if min(ids) < 0 or max(ids) >= self.n_vocab:
             wrong = next(i for i in ids if not 0 <= i < self.n_vocab)
             raise ConfigError(f"token id {wrong}: the vocabulary has 0 to {self.n_vocab - 1}")
+        if request.on_prompt_logits and not 0 <= request.prompt_logits_from < len(ids):
+            raise ConfigError(
+                f"prompt_logits_from: found {request.prompt_logits_from}; allowed: 0 to "
+                f"{len(ids) - 1}, the prompt's last token"
+            )
         limit = self.n_ctx
         if request.n_ctx is not None:
             if not 1 <= request.n_ctx <= self.n_ctx:
@@ -171,28 +177,46 @@ class Engine:
         between taking and releasing it would leave it locked.
         """
         with HeldInterrupts():
-            with self._turn:
-                if seq is not None and seq.output.ready:
-                    return True
-                if self._stepping:
-                    self._turn.wait(WAIT_SECONDS)
-                    return True
-                if self._closed:
-                    raise EngineError("the engine is closed; open the model again")
-                self._stepping = True
-                self._settle()
             try:
-                return self._step()
-            except BaseException as error:
-                self._fail_all(error)
-                if not isinstance(error, Exception):
-                    raise
-                return True  # each request raises it to its own caller
+                return self._advance(seq)
             finally:
-                with self._turn:
+                self._poke()
+
+    def _advance(self, seq: Sequence | None) -> bool:
+        with self._turn:
+            if seq is not None and seq.output.ready:
+                return True
+            if self._stepping:
+                self._turn.wait(WAIT_SECONDS)
+                return True
+            if self._closed:
+                raise EngineError("the engine is closed; open the model again")
+            self._stepping = True
+            self._settle()
+        try:
+            return self._step()
+        except BaseException as error:
+            self._fail_all(error)
+            if not isinstance(error, Exception):
+                raise
+            return True  # each request raises it to its own caller
+        finally:
+            with self._turn:
+                self._settle()
+                self._stepping = False
+                self._turn.notify_all()
+
+    def _poke(self) -> None:
+        """Settle now if nobody steps; else the one who does will. Never waits."""
+        with HeldInterrupts():
+            while (self._submitted or self._cancelled) and self._turn.acquire(blocking=False):
+                try:
+                    if self._stepping:
+                        return
                     self._settle()
-                    self._stepping = False
                     self._turn.notify_all()
+                finally:
+                    self._turn.release()
 
     def _settle(self) -> None:
         """Take in what was submitted and cancelled. The caller holds the lock, and steps if
@@ -260,13 +284,12 @@ class Engine:
         return self.runner.step(tokens, positions, rows, tables, logit_rows), first_row
 
     def _deliver(self, seq: Sequence, start: int, logits_TV: NDArray[np.float32]) -> None:
-        """Give prompt logits to the caller, each position once even after a preemption."""
+        """Give prompt logits to the caller."""
         callback = seq.request.on_prompt_logits
         assert callback is not None
-        new = logits_TV[seq.n_delivered - start : seq.n_prompt - start]
-        if len(new):
-            callback(seq.n_delivered, new)
-            seq.n_delivered += len(new)
+        assert start == seq.n_delivered
+        seq.n_delivered += len(logits_TV)
+        callback(start, logits_TV)
 
     def _next_token(
         self, seq: Sequence, logits_RV: NDArray[np.float32], row: int, now: float
@@ -299,11 +322,11 @@ class Engine:
             output.finish(seq, "stop" if stopped else "length", now)
 
     def _set_budget(self, batch: Batch, seconds: float) -> None:
-        """Fit the prefill slice to the machine. Results do not depend on it."""
+        """Fit the step to the machine. Results do not depend on it."""
         n = sum(part.count for part in batch.slices)
         if self._adapt and n >= MIN_SLICE // 2 and seconds > 0:
             fitting = int(n / seconds * SLICE_SECONDS) // MIN_SLICE * MIN_SLICE
-            self.scheduler.prefill_budget = max(MIN_SLICE, min(MAX_SLICE, fitting))
+            self.scheduler.budget = max(MIN_SLICE, min(MAX_SLICE, fitting))
 
     def _fail_all(self, error: BaseException) -> None:
         """The runner failed: what the pages hold is unknown, so nobody may go on from them."""
@@ -314,7 +337,7 @@ class Engine:
                 failure.__cause__ = error
             seq.done = True
             seq.output.fail(failure)
-        self._budget = self.scheduler.prefill_budget
+        self._budget = self.scheduler.budget
         self.scheduler = self._new_scheduler()
 
     def _new_scheduler(self) -> Scheduler:
@@ -322,7 +345,7 @@ class Engine:
             n_pages=self.runner.n_pages,
             page_size=self.runner.page_size,
             max_running=self._max_running,
-            prefill_budget=self._budget,
+            budget=self._budget,
             logit_rows=max(1, LOGIT_BYTES // (4 * self.runner.n_vocab)),
         )
 
@@ -361,16 +384,9 @@ class RequestHandle:
         return output.completion
 
     def cancel(self) -> None:
-        engine = self._engine
-        if self._seq.done:
-            return
-        engine._cancelled.append(self._seq)
-        with HeldInterrupts(), engine._turn:
-            if not engine._stepping:
-                engine._settle()
-                engine._turn.notify_all()
-
-    def __del__(self) -> None:
-        # No lock here: the collector may run this in the middle of anything.
         if not self._seq.done:
             self._engine._cancelled.append(self._seq)
+            self._engine._poke()
+
+    def __del__(self) -> None:
+        self.cancel()

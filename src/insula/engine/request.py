@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from insula.types import Chunk, Completion, SamplingParams
 
+#: Called as (start, logits_TV), float32 [T, n_vocab].
+LogitsCallback = Callable[[int, NDArray[np.float32]], None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -31,8 +34,10 @@ class Request:
     salt: requests share cached prefixes only with requests of the same salt.
     use_cache: False neither reads the prefix cache nor leaves anything in it.
     on_prompt_logits: called as (start, logits_TV) with the raw float32 logits of prompt
-        positions start, start + 1, ..., each position exactly once and in order. Turns off the
-        reading of cached prefixes. The array is only valid during the call.
+        positions start, start + 1, ..., each position exactly once and in order. The array is
+        only valid during the call.
+    prompt_logits_from: the first position whose logits are wanted; only what lies before it is
+        read from the prefix cache.
     notes: lines for the report (what was chosen or dropped before the engine was asked).
     """
 
@@ -41,7 +46,8 @@ class Request:
     n_ctx: int | None = None
     salt: str = ""
     use_cache: bool = True
-    on_prompt_logits: Callable[[int, NDArray[np.float32]], None] | None = None
+    on_prompt_logits: LogitsCallback | None = None
+    prompt_logits_from: int = 0
     notes: tuple[str, ...] = ()
     dropped_turns: int = 0
     dropped_tokens: int = 0
@@ -74,6 +80,7 @@ class Tokenizer(Protocol):
     ) -> list[int]: ...
     def decode(self, ids: Any, *, skip_special: bool = False) -> str: ...
     def token_bytes(self, token_id: int, /) -> bytes: ...
+    def is_special(self, token_id: int, /) -> bool: ...
     def detokenizer(self) -> Detokenizer: ...
 
 
@@ -114,7 +121,8 @@ class Handle(Protocol):
         ...
 
     def cancel(self) -> None:
-        """End the request now; its pages are free within a step. Safe from any thread, twice."""
+        """End the request now; its pages are free within a step. Safe from any thread, from a
+        finalizer, and twice."""
         ...
 
 

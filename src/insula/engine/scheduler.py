@@ -1,6 +1,6 @@
 """Whose turn it is: state in, batch out.
 
-Each step runs the next token of every decoding sequence, and with what is left of the prefill
+Each step runs the next token of every decoding sequence, and with what is left of the step's
 budget a slice of somebody's prompt: of sequences already running first, then of the waiting, in
 the order of their arrival. When pages run out, cached prefixes are evicted; then the youngest
 running sequence gives up its pages and waits at the head of the queue (what it had computed
@@ -46,14 +46,16 @@ class Scheduler:
         n_pages: int,
         page_size: int,
         max_running: int = 16,
-        prefill_budget: int = 512,
+        budget: int = 512,
         logit_rows: int = 64,
     ) -> None:
+        """budget: most tokens per step (more only if more sequences decode). logit_rows: most
+        of them whose logits a request wants for its prompt."""
         self.pool = PagePool(n_pages)
         self.cache = PrefixCache(self.pool, page_size)
         self.page_size = page_size
         self.max_running = max_running
-        self.prefill_budget = prefill_budget
+        self.budget = budget
         self.logit_rows = logit_rows
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -70,7 +72,7 @@ class Scheduler:
             # One that comes late in this list may have given way to one before it.
             if seq.pending == 1 and seq in self.running and self._grow(seq)
         ]
-        budget = self.prefill_budget
+        budget = max(1, self.budget - len(slices))  # prompts always move on
         for seq in self.running:
             if seq.pending > 1 and budget > 0:
                 slices.append(self._slice(seq, budget))
@@ -100,8 +102,12 @@ class Scheduler:
         seq.done = True
 
     def _slice(self, seq: Sequence, budget: int) -> Slice:
-        every_row = seq.wants_prompt_logits
-        count = min(seq.pending, budget, self.logit_rows if every_row else budget)
+        every_row = False
+        count = min(seq.pending, budget)
+        if seq.wants_prompt_logits:
+            unwanted = seq.n_delivered - seq.n_computed
+            every_row = unwanted <= 0
+            count = min(count, self.logit_rows if every_row else unwanted)
         return Slice(seq=seq, start=seq.n_computed, count=count, every_row=every_row)
 
     def _admit(self, seq: Sequence, copies: list[tuple[int, int]]) -> bool:

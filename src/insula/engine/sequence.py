@@ -45,7 +45,8 @@ class Sequence:
         self.ids = list(request.ids)
         self.n_prompt = len(self.ids)
         self.n_computed = 0
-        self.n_delivered = 0  # prompt positions whose logits the caller has had
+        # Prompt positions whose logits the caller has had, or does not want.
+        self.n_delivered = request.prompt_logits_from
         self.pages: list[int] = []
         self.node: Node | None = None  # the prefix tree's node of our last kept page
         self.n_kept = 0  # pages of ours that the prefix tree has

@@ -1,0 +1,106 @@
+"""How many tokens the context holds, and how many pages of KV cache stand behind it.
+
+Owns the arithmetic and the default: a context is chosen for the memory it takes, never simply
+as long as the model was trained for. Reads nothing of the machine; the caller says what memory
+there is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from insula.errors import ConfigError, ResourceError
+from insula.ops.graph import Graph
+
+PAGE_TOKENS = 64
+MAX_CONTEXT = 1 << 24
+
+#: Without a word from the user the KV cache may take this much, or a quarter of free memory.
+DEFAULT_KV_MEMORY = 1 << 30
+
+_VALUE_BYTES = {"f16": 2, "f32": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextPlan:
+    """n_ctx tokens at most per request, n_pages for all, kv_bytes in full use."""
+
+    n_ctx: int
+    n_pages: int
+    kv_bytes: int
+    notes: tuple[str, ...]
+
+
+def kv_bytes_per_token(graph: Graph, kv_type: str) -> int:
+    """Keys and values of one position over all layers."""
+    if kv_type not in _VALUE_BYTES:
+        raise ConfigError(f"kv_type: found {kv_type!r}; allowed: {', '.join(_VALUE_BYTES)}")
+    per_value = _VALUE_BYTES[kv_type]
+    return sum(2 * slot.kv_heads * slot.head_dim * per_value for slot in graph.slots)
+
+
+def plan_context(
+    *,
+    n_ctx: int | None,
+    n_ctx_train: int,
+    bytes_per_token: int,
+    kv_memory: int | None,
+    available: int | None,
+) -> ContextPlan:
+    """Choose.
+
+    n_ctx: what the caller wants (None: chosen). kv_memory: bytes the caller allows for the
+    cache. available: free memory, if known. Pages beyond one full context keep prefixes of
+    earlier requests and serve several at once; there are up to as many again within the budget.
+    Raises ConfigError (numbers out of range), ResourceError (it cannot fit in memory).
+    """
+    if n_ctx is not None and (isinstance(n_ctx, bool) or not 1 <= n_ctx <= MAX_CONTEXT):
+        raise ConfigError(f"n_ctx: found {n_ctx}; allowed: 1 to {MAX_CONTEXT}")
+    budget = kv_memory
+    if budget is None:
+        budget = DEFAULT_KV_MEMORY
+        if available is not None:
+            budget = min(budget, available // 4)
+    page_bytes = PAGE_TOKENS * bytes_per_token
+    fitting = budget // max(1, page_bytes)
+    notes: list[str] = []
+    if n_ctx is None:
+        # One page is for copying a prefix while a full context is in use.
+        n_ctx = min(n_ctx_train, max(0, fitting - 1) * PAGE_TOKENS)
+        if n_ctx < min(n_ctx_train, PAGE_TOKENS):
+            raise ResourceError(
+                f"the KV cache may take {_size(budget)} and {PAGE_TOKENS} tokens of this model "
+                f"need {_size(2 * page_bytes)}; free some memory or allow more (kv_memory)"
+            )
+        if n_ctx < n_ctx_train:
+            notes.append(
+                f"context of {n_ctx} tokens, chosen for {_size(budget)} of KV cache; the model "
+                f"was trained for {n_ctx_train} (n_ctx or kv_memory change it)"
+            )
+    elif n_ctx > n_ctx_train:
+        notes.append(
+            f"context of {n_ctx} tokens, as asked for; the model was trained for {n_ctx_train}"
+        )
+    needed = -(-n_ctx // PAGE_TOKENS) + 1
+    if kv_memory is not None and needed > fitting:
+        raise ConfigError(
+            f"kv_memory: {_size(kv_memory)} hold {max(0, fitting - 1) * PAGE_TOKENS} tokens of "
+            f"this model and n_ctx is {n_ctx}; {_size(needed * page_bytes)} are needed"
+        )
+    if available is not None and needed * page_bytes > available:
+        raise ResourceError(
+            f"a context of {n_ctx} tokens needs {_size(needed * page_bytes)} for its KV cache "
+            f"and {_size(available)} of memory are free; at most "
+            f"{max(0, available // page_bytes - 1) * PAGE_TOKENS} tokens would fit (n_ctx)"
+        )
+    n_pages = max(needed, min(2 * needed, fitting))
+    return ContextPlan(
+        n_ctx=n_ctx, n_pages=n_pages, kv_bytes=n_pages * page_bytes, notes=tuple(notes)
+    )
+
+
+def _size(n: int) -> str:
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if n >= 1 << power:
+            return f"{n / (1 << power):.1f} {unit}"
+    return f"{n} bytes"

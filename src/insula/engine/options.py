@@ -1,0 +1,49 @@
+"""From what a caller writes to `SamplingParams`: keyword options, checked by name.
+
+Owns the names; the ranges are `engine.sampling.validate`'s. An unknown name is an error that
+says which one is closest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from insula.errors import ConfigError
+from insula.types import SamplingParams
+
+NAMES: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(SamplingParams))
+
+
+def sampling_params(
+    params: SamplingParams | None, options: Mapping[str, Any], *, others: tuple[str, ...] = ()
+) -> SamplingParams:
+    """`params` (default: the defaults) with `options` on top.
+
+    A single stop string may stand for a list of one. others: further names that the caller's
+    own signature knows, for the hint. Raises ConfigError for a name that there is not.
+    """
+    base = SamplingParams() if params is None else params
+    if not isinstance(base, SamplingParams):
+        raise ConfigError(
+            f"params: found {type(params).__name__}; allowed is a SamplingParams, or options by "
+            "keyword such as temperature=0"
+        )
+    for name in options:
+        if name not in NAMES:
+            raise unknown_option(name, (*NAMES, *others))
+    changed = dict(options)
+    if isinstance(changed.get("stop"), str):
+        changed["stop"] = (changed["stop"],)
+    elif "stop" in changed and changed["stop"] is None:
+        changed["stop"] = ()
+    return dataclasses.replace(base, **changed) if changed else base
+
+
+def unknown_option(name: str, names: tuple[str, ...]) -> ConfigError:
+    """The error for an option that nobody knows, naming the closest one, or all."""
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(names)}"
+    return ConfigError(f"unknown option {name!r}; {hint}")

@@ -1,0 +1,91 @@
+"""What a model makes of a given text: raw logits, and perplexity over windows.
+
+Owns the formulas. Everything is asked of the engine as requests that generate nothing, so it
+shares batches with whatever else runs, leaves nothing in the prefix cache, and needs memory for
+a few rows of logits at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from insula.engine.request import LogitsCallback, Request, TextEngine
+from insula.errors import ConfigError
+from insula.types import SamplingParams
+
+_EVALUATE = SamplingParams(max_tokens=0)
+
+
+def prompt_logits(engine: TextEngine, ids: Sequence[int]) -> NDArray[np.float32]:
+    """Raw logits float32 [T, n_vocab]; row t is the distribution of the token after ids[t]."""
+    out = np.empty((len(ids), engine.n_vocab), dtype=np.float32)
+
+    def take(start: int, logits_TV: NDArray[np.float32]) -> None:
+        out[start : start + len(logits_TV)] = logits_TV
+
+    _evaluate(engine, ids, take, 0)
+    return out
+
+
+def perplexity(
+    engine: TextEngine, ids: Sequence[int], *, window: int | None = None, stride: int | None = None
+) -> float:
+    """exp of the mean negative natural-log likelihood per token:
+
+        exp(-(1/N) * sum over i of ln p(ids[i] | ids[start of i's window .. i-1]))
+
+    over all N = len(ids) - 1 tokens but the first. Windows hold `window` tokens (default: the
+    context) and begin `stride` tokens apart (default: half a window). A token is scored in the
+    first window that holds it, so beyond the first window each has at least window - stride
+    tokens before it. Raises ConfigError for numbers out of range or fewer than two tokens.
+    """
+    window = engine.n_ctx if window is None else window
+    if not 2 <= window <= engine.n_ctx:
+        raise ConfigError(f"window: found {window}; allowed: 2 to {engine.n_ctx} (the context)")
+    stride = max(1, window // 2) if stride is None else stride
+    if not 1 <= stride < window:
+        raise ConfigError(f"stride: found {stride}; allowed: 1 to {window - 1} (window - 1)")
+    if len(ids) < 2:
+        raise ConfigError(f"perplexity needs at least 2 tokens; found {len(ids)}")
+    scored, total = 1, 0.0
+    start = 0
+    while scored < len(ids):
+        part = list(ids[start : start + window])
+        total += _negative_log_likelihood(engine, part, scored - start)
+        scored = start + len(part)
+        start += stride
+    return float(np.exp(total / (len(ids) - 1)))
+
+
+def _negative_log_likelihood(engine: TextEngine, ids: list[int], first: int) -> float:
+    """Sum of -ln p over ids[first:], first >= 1."""
+    total = 0.0
+
+    def take(start: int, logits_TV: NDArray[np.float32]) -> None:
+        nonlocal total
+        for t, row in enumerate(logits_TV, start=start + 1):
+            x = row.astype(np.float64)
+            top = x.max()
+            total += float(np.log(np.exp(x - top).sum()) + top - x[ids[t]])
+
+    # A token is scored by the row before it.
+    _evaluate(engine, ids[:-1], take, first - 1)
+    return total
+
+
+def _evaluate(engine: TextEngine, ids: Sequence[int], take: LogitsCallback, first: int) -> None:
+    request = Request(
+        ids=tuple(ids),
+        params=_EVALUATE,
+        use_cache=False,
+        on_prompt_logits=take,
+        prompt_logits_from=first,
+    )
+    handle = engine.submit(request)
+    try:
+        handle.result()
+    finally:
+        handle.cancel()
