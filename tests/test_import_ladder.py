@@ -28,7 +28,8 @@ LADDER = (
     ("llm",),
     ("rag", "agents", "train", "evals", "lens", "guard"),
     ("server", "compat"),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
 )
 RANK = {room: rank for rank, rooms in enumerate(LADDER) for room in rooms}
 #: `insula/__init__.py` hands out names of `llm` lazily: who imports the package root stands above.

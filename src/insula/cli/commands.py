@@ -40,6 +40,14 @@ _HELP_ES = (
     (re.compile(r"\[required\]"), "[obligatorio]"),
     (re.compile(r"\[default: "), "[por defecto: "),
     (re.compile(r"Show this message and exit\."), "Muestra esta ayuda y sale."),
+    (
+        re.compile(r"Install completion for the current shell\."),
+        "Instala el autocompletado en este intérprete.",
+    ),
+    (
+        re.compile(r"Show completion for the current shell, to copy it or\s+customize[^.]*\."),
+        "Muestra el autocompletado de este intérprete.",
+    ),
 )
 
 

@@ -19,7 +19,7 @@ class Counter:
             return
         self._last = now
         percent = 100 * done // total if total else 100
-        sys.stderr.write(f"\r\x1b[K{self._label}: {percent} % ({done}/{total}) {name[:40]}")
+        sys.stderr.write(f"\r\x1b[K{self._label}: {percent} % {name[:40]}")
         sys.stderr.flush()
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -37,12 +38,15 @@ def quantize(
 
         bar = Counter(text("quantize.working"))
     try:
-        quantize_file(path, target, fmt, progress=bar)
+        report = quantize_file(path, target, fmt, progress=bar)
     finally:
         if bar is not None:
             bar.close()
-    before, after = path.stat().st_size, target.stat().st_size
     if as_json:
-        say_json({"source": str(path), "target": str(target), "format": fmt, "size": after})
-    else:
-        say(text("quantize.done", path=target, before=size(before), after=size(after)))
+        say_json({"source": str(path), "target": str(target), **asdict(report)})
+        return
+    before, after = size(report.source_size), size(report.size)
+    say(text("quantize.done", path=target, before=before, after=after))
+    say(text("quantize.quality", bits=f"{report.bits_per_weight:.2f}", rmse=f"{report.rmse:.3g}"))
+    for line in report.notes:
+        say(f"- {line}")

@@ -15,7 +15,7 @@ from insula.locale import text
 
 def rm(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help=text("help.rm_models"))
+        list[str] | None, typer.Argument(metavar="MODEL...", help=text("help.rm_models"))
     ] = None,
     unused: Annotated[bool, typer.Option("--unused", help=text("help.rm_unused"))] = False,
     as_json: Annotated[bool, typer.Option("--json", help=text("help.json"))] = False,

@@ -23,7 +23,7 @@ _BLACK = 16
 def tokenize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=text("help.model"))],
     words: Annotated[
-        str | None, typer.Argument(metavar="[TEXT]", help=text("help.tokenize_text"))
+        str | None, typer.Argument(metavar="TEXT", help=text("help.tokenize_text"))
     ] = None,
     special: Annotated[
         bool, typer.Option("--special/--no-special", help=text("help.tokenize_special"))

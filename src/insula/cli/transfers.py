@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import TYPE_CHECKING, Self
 
 from insula.cli.output import is_terminal, note, size, tame
@@ -15,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class TransferDisplay:
-    """Call it with each Transfer; use it as a context manager. `quiet` shows nothing."""
+    """Call it with each Transfer; use it as a context manager. `quiet` shows nothing.
+
+    `used` tells whether bytes were moved.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -23,7 +25,7 @@ class TransferDisplay:
         self._task: TaskID | None = None
         self._shown = ""
         self._tenth = -1
-        self._started = time.monotonic()
+        self.used = False
 
     def __enter__(self) -> Self:
         return self
@@ -37,6 +39,7 @@ class TransferDisplay:
             self._bar = None
 
     def __call__(self, event: Transfer) -> None:
+        self.used = self.used or event.phase == "download"
         if self._quiet:
             return
         if event.phase in ("retry", "wait"):

@@ -5,5 +5,6 @@ TEXTS = {
     "target_exists": "{path} exists already; --force overwrites it",
     "same_file": "{path} is the file to read; write to another",
     "working": "quantizing",
+    "quality": "{bits} bits per weight; root mean square error {rmse}",
     "done": "{path} is written ({before} -> {after})",
 }

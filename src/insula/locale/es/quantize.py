@@ -5,5 +5,6 @@ TEXTS = {
     "target_exists": "{path} ya existe; --force lo sobrescribe",
     "same_file": "{path} es el fichero que se lee; escribe en otro",
     "working": "cuantizando",
+    "quality": "{bits} bits por peso; error cuadrático medio {rmse}",
     "done": "{path} está escrito ({before} -> {after})",
 }
