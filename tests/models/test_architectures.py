@@ -100,7 +100,7 @@ def test_every_buffer_that_an_op_names_is_declared(source):
 def test_a_wrong_number_is_named(source, key, value):
     arch = source.metadata["general.architecture"]
     if value == 2**40 and key.endswith("epsilon"):
-        pytest.skip("a large epsilon is a number")
+        value = float("inf")  # a large epsilon is a number like any other
     if value is None:
         del source.metadata[f"{arch}.{key}"]
     else:

@@ -146,8 +146,11 @@ def convert(
         writer.add("general.type", "model")
         writer.add("general.name", folder.resolve().name)
         writer.add("general.file_type", FILE_TYPE[embedding.type])
-        for key, value in convert_config.metadata(rules.arch, config).items():
+        model = convert_config.metadata(rules.arch, config)
+        for key, value in model.items():
             writer.add(f"{rules.arch}.{key}", value)
+        if rules is GEMMA3 and "attention.scale" in model:
+            notes.append("attention.scale, which this model needs, is not read by llama.cpp")
         for key, value in tokenizer.items():
             writer.add(f"tokenizer.{key}", value)
         factors = convert_config.rope_factors(rules.arch, config)
