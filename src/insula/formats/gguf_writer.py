@@ -105,22 +105,25 @@ class GGUFWriter:
             raise ConfigError(f"tensor name {name!r} has {len(raw_name)} bytes; 1 to 63 go")
         if name in self._tensors:
             raise ConfigError(f"tensor {name!r} is added twice")
+        raw: NDArray[np.uint8] | None = None
         if isinstance(data, np.ndarray):
-            if shape is None:
-                shape = data.shape
+            shape = data.shape if shape is None else shape
             if data.dtype == np.uint8:
                 raw = np.ascontiguousarray(data).reshape(-1)
             else:
-                type, raw = _encode_array(name, data, type)  # noqa: A001
-            pieces: Pieces = lambda: (raw,)  # noqa: E731
-            given: int | None = raw.nbytes
-        else:
-            pieces, given = data, None
+                type = _array_type(name, data, type)  # noqa: A001
         if type is None or shape is None:
             raise ConfigError(f"tensor {name!r} is given as bytes: say its type and shape")
         nbytes = _checked_size(name, type, shape)
-        if given is not None and given != nbytes:
-            raise ConfigError(f"tensor {name!r} takes {nbytes} bytes and {given} are given")
+        if isinstance(data, np.ndarray):
+            given = _encode_array(name, data, type) if raw is None else raw
+            if given.nbytes != nbytes:
+                raise ConfigError(
+                    f"tensor {name!r} takes {nbytes} bytes and {given.nbytes} are given"
+                )
+            pieces: Pieces = lambda: (given,)  # noqa: E731
+        else:
+            pieces = data
         self._tensors[name] = _Tensor(
             name=name, type=type, shape=tuple(shape), nbytes=nbytes, pieces=pieces
         )
@@ -250,19 +253,23 @@ _ARRAY_TYPES = {
 }
 
 
-def _encode_array(
-    name: str, array: NDArray[np.generic], kind: GGMLType | None
-) -> tuple[GGMLType, NDArray[np.uint8]]:
+def _array_type(name: str, array: NDArray[np.generic], kind: GGMLType | None) -> GGMLType:
+    """The type an array is written as: `kind` if it can be, by default its own."""
     own = _ARRAY_TYPES.get(array.dtype)
     if own is None:
         raise ConfigError(f"tensor {name!r} has dtype {array.dtype}, which GGUF cannot hold")
     if kind is None or kind is own:
-        return own, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return own
     if kind not in QUANTIZABLE or array.dtype.kind != "f":
         raise ConfigError(f"tensor {name!r} of {array.dtype} cannot be written as {kind.name}")
-    cols = array.shape[-1] if array.ndim else 1
-    rows = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, cols)
+    return kind
+
+
+def _encode_array(name: str, array: NDArray[np.generic], kind: GGMLType) -> NDArray[np.uint8]:
+    if kind is _ARRAY_TYPES[array.dtype]:
+        return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    rows = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, array.shape[-1])
     try:
-        return kind, _native.quantize(int(kind), rows)
+        return _native.quantize(int(kind), rows)
     except ValueError as error:
         raise FormatError(f"tensor {name!r} cannot be written as {kind.name}: {error}") from None
