@@ -27,17 +27,24 @@ int main(int argc, char** argv) {
   for (size_t i = 0; i < bytes; ++i) w[i] = static_cast<uint8_t>(i * 2654435761u >> 13 & 0x3b);
   std::vector<float> x(m * K, 0.01f), y(m * static_cast<size_t>(N));
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 97) / 97 - 0.5f;
-  std::vector<int8_t> q(m * K), q2(m * K);
-  std::vector<float> d(m * K / 32), d2(m * K / 32);
-  std::vector<int16_t> s(m * K / 32), s2(m * K / 256 * kSums256 + 1);
+  const int R = M == 1 ? 1 : t->rows;
+  const size_t r = static_cast<size_t>(R), n = (m + r - 1) / r * r;
+  std::vector<uint32_t> q(n * K / 4), q2(n * K / 4), s(n * K / 32), s2(n * K / 256 * kSums256 + 1);
+  std::vector<float> d(n * K / 32), d2(n * K / 256 + 1), f(n * K);
   for (size_t i = 0; i < m; ++i) {
-    t->quantize_a32(&x[i * K], K, &q[i * K], &d[i * K / 32], &s[i * K / 32]);
-    t->quantize_a256(&x[i * K], K, &q2[i * K], &d2[i * K / 32], &s2[i * K / 256 * kSums256]);
+    size_t tl = i / r, at = i % r;
+    t->quantize_a32(&x[i * K], K, R, &q[tl * K / 4 * r + at], &d[tl * K / 32 * r + at],
+                    &s[tl * K / 32 * r + at]);
+    t->quantize_a256(&x[i * K], K, R, &q2[tl * K / 4 * r + at], &d2[tl * K / 256 * r + at],
+                     &s2[tl * K / 256 * kSums256 * r + at]);
+    for (size_t k = 0; k < K; ++k) f[tl * K * r + k * r + at] = x[i * K + k];
   }
   ActSet a;
-  a.a32 = {q.data(), d.data(), s.data(), nullptr, K, K / 32, K / 32, 0};
-  a.a256 = {q2.data(), d2.data(), s2.data(), nullptr, K, K / 32, K / 256 * kSums256, 0};
-  a.f32 = {nullptr, nullptr, nullptr, x.data(), 0, 0, 0, K};
+  a.a32 = {q.data(), d.data(), s.data(), nullptr, K / 4 * r, K / 32 * r, K / 32 * r, 0};
+  a.a256 = {q2.data(), d2.data(), s2.data(), nullptr, K / 4 * r, K / 256 * r,
+            K / 256 * kSums256 * r, 0};
+  a.f32 = {nullptr, nullptr, nullptr, f.data(), 0, 0, 0, K * r};
+  a.R = R;
   auto half = [&](int first, int count) {
     for (int p = first; p < first + count; p += 4) {
       MatJob j{};

@@ -139,24 +139,41 @@ inline float quantize_block(const float* x, int n, int8_t* q) {
   return amax / 127.0f;
 }
 
-inline int16_t sum16(const int8_t* q) {
+inline int sum16(const int8_t* q) {
   int s = 0;
   for (int i = 0; i < 16; ++i) s += q[i];
-  return static_cast<int16_t>(s);
+  return s;
 }
 
-void quantize_a32(const float* x, size_t K, int8_t* q, float* d, int16_t* sums) {
+inline uint32_t pair(int lo, int hi) {
+  return (static_cast<uint32_t>(lo) & 0xffff) | static_cast<uint32_t>(hi) << 16;
+}
+
+inline void scatter(const int8_t* q, int n, size_t R, uint32_t* out) {
+  for (int i = 0; i < n; i += 4) __builtin_memcpy(out + static_cast<size_t>(i / 4) * R, q + i, 4);
+}
+
+void quantize_a32(const float* x, size_t K, int R, uint32_t* q, float* d, uint32_t* sums) {
+  const size_t r = static_cast<size_t>(R);
+  alignas(64) int8_t t[32];
   for (size_t b = 0; b < K / 32; ++b) {
-    d[b] = quantize_block(x + b * 32, 32, q + b * 32);
-    sums[b] = static_cast<int16_t>(sum16(q + b * 32) + sum16(q + b * 32 + 16));
+    d[b * r] = quantize_block(x + b * 32, 32, t);
+    sums[b * r] = static_cast<uint32_t>(sum16(t) + sum16(t + 16));
+    scatter(t, 32, r, q + b * 8 * r);
   }
 }
 
-void quantize_a256(const float* x, size_t K, int8_t* q, float* d, int16_t* sums) {
-  for (size_t b = 0; b < K / 256; ++b, sums += insula::kSums256) {
-    d[b] = quantize_block(x + b * 256, 256, q + b * 256);
-    for (int i = 0; i < 16; ++i) sums[i] = sum16(q + b * 256 + 16 * i);
-    for (int i = 0; i < 8; ++i) sums[16 + i] = static_cast<int16_t>(sums[2 * i] + sums[2 * i + 1]);
+void quantize_a256(const float* x, size_t K, int R, uint32_t* q, float* d, uint32_t* sums) {
+  const size_t r = static_cast<size_t>(R);
+  alignas(64) int8_t t[256];
+  for (size_t b = 0; b < K / 256; ++b, sums += insula::kSums256 * r) {
+    d[b * r] = quantize_block(x + b * 256, 256, t);
+    int s[16];
+    for (int i = 0; i < 16; ++i) s[i] = sum16(t + 16 * i);
+    for (size_t i = 0; i < 8; ++i) sums[i * r] = pair(s[2 * i], s[2 * i + 1]);
+    for (size_t i = 0; i < 4; ++i)
+      sums[(8 + i) * r] = pair(s[4 * i] + s[4 * i + 1], s[4 * i + 2] + s[4 * i + 3]);
+    scatter(t, 256, r, q + b * 64 * r);
   }
 }
 

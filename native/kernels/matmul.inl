@@ -17,7 +17,8 @@ using insula::kPanel;
 using insula::Layout;
 
 constexpr int H = kPanel / V::W;  // registers a panel
-constexpr int kPrefetch = 2048;
+constexpr int kPrefetch = 2048;    // bytes ahead
+constexpr int kPrefetchRows = 4;   // more rows reuse a panel from the cache
 
 template <int i> struct Ic {
   static constexpr int value = i;
@@ -27,12 +28,6 @@ template <int n, class Fn> INSULA_INLINE void unroll(Fn&& f) {
     unroll<n - 1>(f);
     f(Ic<n - 1>{});
   }
-}
-
-INSULA_INLINE uint32_t word(const void* p) {
-  uint32_t v;
-  __builtin_memcpy(&v, p, 4);
-  return v;
 }
 
 template <Layout L> constexpr int fifth_kind() {  // 0: four bits, 1: a fifth, 2: fifth and sixth
@@ -60,9 +55,8 @@ template <Layout L, int v> INSULA_INLINE void groups(const uint8_t* w, const uin
 }
 
 // Dots of one sub-block of S k for M rows; `sink` takes the accumulators whenever they are full.
-template <Layout L, int S, int M, class Sink>
-INSULA_INLINE void dots(const uint8_t* w, const uint8_t* h, const int8_t* const x[M],
-                        Sink&& sink) {
+template <Layout L, int S, int M, int R, class Sink>
+INSULA_INLINE void dots(const uint8_t* w, const uint8_t* h, const uint32_t* x, Sink&& sink) {
   constexpr int kDefer = V::defer(umax<L>());
   V::D d[M];
   for (int m = 0; m < M; ++m) d[m] = V::dzero();
@@ -71,9 +65,9 @@ INSULA_INLINE void dots(const uint8_t* w, const uint8_t* h, const int8_t* const 
     V::B lo, hi;
     groups<L, v>(w, h, lo, hi);
     for (int m = 0; m < M; ++m) {
-      d[m] = V::dot(d[m], lo, word(x[m] + 4 * v));
+      d[m] = V::dot(d[m], lo, x + v * R + m);
       if constexpr (kDefer == 1) sink(m, d[m]), d[m] = V::dzero();
-      d[m] = V::dot(d[m], hi, word(x[m] + S / 2 + 4 * v));
+      d[m] = V::dot(d[m], hi, x + (S / 8 + v) * R + m);
     }
     constexpr int done = 2 * (v + 1);
     if constexpr (kDefer == 1 || done % kDefer == 0 || done == S / 4)
@@ -84,14 +78,15 @@ INSULA_INLINE void dots(const uint8_t* w, const uint8_t* h, const int8_t* const 
   });
 }
 
-template <int M> INSULA_INLINE void dots_s8(const uint8_t* w, const int8_t* const x[M], V::I s[M]) {
+template <int M, int R>
+INSULA_INLINE void dots_s8(const uint8_t* w, const uint32_t* x, V::I s[M]) {
   V::D d[M];
   for (int m = 0; m < M; ++m) s[m] = V::izero(), d[m] = V::dzero();
   unroll<8>([&](auto vc) __attribute__((always_inline)) {
     constexpr int v = decltype(vc)::value;
     V::B q = V::prep_s8(V::loadb(w + v * 64));
     for (int m = 0; m < M; ++m) {
-      d[m] = V::dot_s8(d[m], q, word(x[m] + 4 * v));
+      d[m] = V::dot_s8(d[m], q, x + v * R + m);
       if constexpr (V::defer(127) == 1) {
         s[m] = V::iadd(s[m], V::widen(d[m]));
         d[m] = V::dzero();
@@ -102,7 +97,8 @@ template <int M> INSULA_INLINE void dots_s8(const uint8_t* w, const int8_t* cons
     for (int m = 0; m < M; ++m) s[m] = V::widen(d[m]);
 }
 
-template <Layout L, int M> void matmul_32(const uint8_t* panel, size_t K, const Acts& a, float* out) {
+template <Layout L, int M, int R>
+void matmul_32(const uint8_t* panel, size_t K, const Acts& a, float* out) {
   constexpr auto& li = insula::kLayoutInfo[static_cast<int>(L)];
   const size_t blocks = K / 32;
   const uint8_t* scales = panel + blocks * static_cast<size_t>(li.main_bytes);
@@ -115,18 +111,19 @@ template <Layout L, int M> void matmul_32(const uint8_t* panel, size_t K, const 
       for (size_t b = b0; b < b1; ++b) {
         const uint8_t* w = panel + b * static_cast<size_t>(li.main_bytes);
         const uint8_t* wh = w + h * V::W * 4;
-        const int8_t* x[M];
-        for (int m = 0; m < M; ++m) x[m] = a.q + static_cast<size_t>(m) * a.q_stride + b * 32;
-        if (h == 0) {
+        const uint32_t* x = a.q + b * 8 * R;
+        const float* xd = a.d + b * R;
+        const uint32_t* xs = a.sums + b * R;
+        if (M <= kPrefetchRows && h == 0) {
           for (int p = 0; p < li.main_bytes; p += 64) V::prefetch(w + kPrefetch + p);
           if constexpr (li.scale_bytes != 0) V::prefetch(scales + b * 32 + kPrefetch / 8);
         }
         V::I s[M];
         if constexpr (L == Layout::Q8_0) {
-          dots_s8<M>(wh, x, s);
+          dots_s8<M, R>(wh, x, s);
         } else {
           for (int m = 0; m < M; ++m) s[m] = V::izero();
-          dots<L, 32, M>(wh, w + 256 + h * V::W * 4, x,
+          dots<L, 32, M, R>(wh, w + 256 + h * V::W * 4, x,
                          [&](int m, V::D d) __attribute__((always_inline)) {
                            s[m] = V::iadd(s[m], V::widen(d));
                          });
@@ -136,20 +133,18 @@ template <Layout L, int M> void matmul_32(const uint8_t* panel, size_t K, const 
               reinterpret_cast<const uint16_t*>(w + li.main_bytes - 64) + h * V::W;
           V::F D = V::load_h(meta), Mn = V::load_h(meta + kPanel);
           for (int m = 0; m < M; ++m) {
-            float sum = static_cast<float>(a.sums[static_cast<size_t>(m) * a.sums_stride + b]);
-            float d = a.d[static_cast<size_t>(m) * a.d_stride + b];
+            float sum = static_cast<float>(static_cast<int32_t>(xs[m]));
             V::F t = V::fma(D, V::cvt(s[m]), V::mul(Mn, V::set1(sum)));
-            acc[m] = V::fma(V::set1(d), t, acc[m]);
+            acc[m] = V::fma(V::set1(xd[m]), t, acc[m]);
           }
         } else {
           constexpr int zero = L == Layout::Q4_0 ? 8 : L == Layout::Q5_0 ? 16 : V::s8_bias;
           V::F D = V::load_h(reinterpret_cast<const uint16_t*>(scales + b * 32) + h * V::W);
           for (int m = 0; m < M; ++m) {
-            float d = a.d[static_cast<size_t>(m) * a.d_stride + b];
             V::I t = s[m];
             if constexpr (zero != 0)
-              t = V::isub(t, V::iset1(zero * a.sums[static_cast<size_t>(m) * a.sums_stride + b]));
-            acc[m] = V::fma(V::cvt(t), V::mul(D, V::set1(d)), acc[m]);
+              t = V::isub(t, V::iset1(zero * static_cast<int32_t>(xs[m])));
+            acc[m] = V::fma(V::cvt(t), V::mul(D, V::set1(xd[m])), acc[m]);
           }
         }
       }
@@ -158,7 +153,7 @@ template <Layout L, int M> void matmul_32(const uint8_t* panel, size_t K, const 
   }
 }
 
-template <Layout L, int M>
+template <Layout L, int M, int R>
 void matmul_256(const uint8_t* panel, size_t K, const Acts& a, float* out) {
   constexpr auto& li = insula::kLayoutInfo[static_cast<int>(L)];
   constexpr int S = L == Layout::Q6_K ? 16 : 32, kSubs = 256 / S;
@@ -173,18 +168,16 @@ void matmul_256(const uint8_t* panel, size_t K, const Acts& a, float* out) {
       V::I s[M];
       for (int m = 0; m < M; ++m) s[m] = V::izero();
       for (int j = 0; j < kSubs; ++j) {
-        if (h == 0) {
+        if (M <= kPrefetchRows && h == 0) {
           constexpr int step = (li.main_bytes + kSubs - 1) / kSubs;
           for (int p = 0; p < step; p += 64) V::prefetch(w + kPrefetch + j * step + p);
         }
-        const int8_t* x[M];
-        for (int m = 0; m < M; ++m)
-          x[m] = a.q + static_cast<size_t>(m) * a.q_stride + b * 256 + static_cast<size_t>(j * S);
+        const uint32_t* x = a.q + (b * 64 + static_cast<size_t>(j * S / 4)) * R;
         const uint8_t* sp = w + kMeta + 16 * j + h * V::W;
         V::Sc sc;
         if constexpr (L == Layout::Q6_K) sc = V::scale_s8(sp);
         else sc = V::scale_u8(sp);
-        dots<L, S, M>(w + j * kNibbles + h * V::W * 4, w + kHigh + j * kHighStep + h * V::W * 4, x,
+        dots<L, S, M, R>(w + j * kNibbles + h * V::W * 4, w + kHigh + j * kHighStep + h * V::W * 4, x,
                       [&](int m, V::D d) __attribute__((always_inline)) {
                         s[m] = V::scale_add(s[m], d, sc);
                       });
@@ -196,19 +189,18 @@ void matmul_256(const uint8_t* panel, size_t K, const Acts& a, float* out) {
         size_t first;
         if constexpr (L == Layout::Q6_K) {
           pr = V::pairs_s8(w + kMeta + 32 * p + h * V::W);
-          first = static_cast<size_t>(2 * p);
+          first = static_cast<size_t>(p);
         } else {
           pr = V::pairs_u8(w + kMeta + 128 + 32 * p + h * V::W);
-          first = static_cast<size_t>(16 + 2 * p);
+          first = static_cast<size_t>(8 + p);
         }
         for (int m = 0; m < M; ++m)
-          mi[m] = V::madd16(
-              mi[m], pr,
-              word(a.sums + static_cast<size_t>(m) * a.sums_stride + b * insula::kSums256 + first));
+          mi[m] = V::madd16(mi[m], pr,
+                            a.sums + (b * insula::kSums256 + first) * R + static_cast<size_t>(m));
       }
       for (int m = 0; m < M; ++m) {
         float* o = out + m * kPanel + h * V::W;
-        V::F d = V::set1(a.d[static_cast<size_t>(m) * a.d_stride + b]), acc = V::loadf(o);
+        V::F d = V::set1(a.d[b * R + static_cast<size_t>(m)]), acc = V::loadf(o);
         if constexpr (L == Layout::Q6_K) {
           V::F D = V::load_h(reinterpret_cast<const uint16_t*>(scales + b * 32) + h * V::W);
           acc = V::fma(V::mul(d, D), V::cvt(V::isub(s[m], V::template isll<5>(mi[m]))), acc);
@@ -230,59 +222,65 @@ template <Layout L> INSULA_INLINE V::F load_weight(const uint8_t* p, int lane) {
   else return V::load_bf(reinterpret_cast<const uint16_t*>(p) + lane);
 }
 
-template <Layout L, int M> void matmul_f(const uint8_t* panel, size_t K, const Acts& a, float* out) {
+template <Layout L, int M, int R>
+void matmul_f(const uint8_t* panel, size_t K, const Acts& a, float* out) {
   constexpr size_t step = L == Layout::F32 ? 64 : 32;
   V::F acc[M][H];
   for (int m = 0; m < M; ++m)
     for (int h = 0; h < H; ++h) acc[m][h] = V::set1(0);
   for (size_t k = 0; k < K; ++k) {
     const uint8_t* w = panel + k * step;
-    V::prefetch(w + kPrefetch);
+    if (M <= kPrefetchRows) V::prefetch(w + kPrefetch);
     for (int h = 0; h < H; ++h) {
       V::F wv = load_weight<L>(w, h * V::W);
       for (int m = 0; m < M; ++m)
-        acc[m][h] =
-            V::fma(V::set1(a.f[static_cast<size_t>(m) * a.f_stride + k]), wv, acc[m][h]);
+        acc[m][h] = V::fma(V::set1(a.f[k * R + static_cast<size_t>(m)]), wv, acc[m][h]);
     }
   }
   for (int m = 0; m < M; ++m)
     for (int h = 0; h < H; ++h) V::storef(out + m * kPanel + h * V::W, acc[m][h]);
 }
 
-template <int M> void matmul_rows(Layout l, const uint8_t* w, size_t K, const Acts& a, float* out) {
+template <int M, int R>
+void matmul_rows(Layout l, const uint8_t* w, size_t K, const Acts& a, float* out) {
   switch (l) {
-    case Layout::F32: return matmul_f<Layout::F32, M>(w, K, a, out);
-    case Layout::F16: return matmul_f<Layout::F16, M>(w, K, a, out);
-    case Layout::BF16: return matmul_f<Layout::BF16, M>(w, K, a, out);
-    case Layout::Q4_0: return matmul_32<Layout::Q4_0, M>(w, K, a, out);
-    case Layout::Q4_1: return matmul_32<Layout::Q4_1, M>(w, K, a, out);
-    case Layout::Q5_0: return matmul_32<Layout::Q5_0, M>(w, K, a, out);
-    case Layout::Q5_1: return matmul_32<Layout::Q5_1, M>(w, K, a, out);
-    case Layout::Q8_0: return matmul_32<Layout::Q8_0, M>(w, K, a, out);
-    case Layout::Q4_K: return matmul_256<Layout::Q4_K, M>(w, K, a, out);
-    case Layout::Q5_K: return matmul_256<Layout::Q5_K, M>(w, K, a, out);
-    case Layout::Q6_K: return matmul_256<Layout::Q6_K, M>(w, K, a, out);
+    case Layout::F32: return matmul_f<Layout::F32, M, R>(w, K, a, out);
+    case Layout::F16: return matmul_f<Layout::F16, M, R>(w, K, a, out);
+    case Layout::BF16: return matmul_f<Layout::BF16, M, R>(w, K, a, out);
+    case Layout::Q4_0: return matmul_32<Layout::Q4_0, M, R>(w, K, a, out);
+    case Layout::Q4_1: return matmul_32<Layout::Q4_1, M, R>(w, K, a, out);
+    case Layout::Q5_0: return matmul_32<Layout::Q5_0, M, R>(w, K, a, out);
+    case Layout::Q5_1: return matmul_32<Layout::Q5_1, M, R>(w, K, a, out);
+    case Layout::Q8_0: return matmul_32<Layout::Q8_0, M, R>(w, K, a, out);
+    case Layout::Q4_K: return matmul_256<Layout::Q4_K, M, R>(w, K, a, out);
+    case Layout::Q5_K: return matmul_256<Layout::Q5_K, M, R>(w, K, a, out);
+    case Layout::Q6_K: return matmul_256<Layout::Q6_K, M, R>(w, K, a, out);
   }
 }
 
-INSULA_INLINE Acts from_row(const insula::ActSet& s, Layout l, int m) {
-  Acts a = insula::info(l).act == ActForm::A32   ? s.a32
+INSULA_INLINE Acts tile_of(const insula::ActSet& s, Layout l, int tile) {
+  Acts a = insula::info(l).act == ActForm::A32    ? s.a32
            : insula::info(l).act == ActForm::A256 ? s.a256
                                                   : s.f32;
-  size_t r = static_cast<size_t>(m);
-  if (a.q) a.q += r * a.q_stride, a.d += r * a.d_stride, a.sums += r * a.sums_stride;
-  if (a.f) a.f += r * a.f_stride;
+  size_t t = static_cast<size_t>(tile);
+  if (a.q) a.q += t * a.q_tile, a.d += t * a.d_tile, a.sums += t * a.sums_tile;
+  if (a.f) a.f += t * a.f_tile;
   return a;
 }
 
 template <int M = V::kRows>
-INSULA_INLINE void tile(Layout l, int rows, const uint8_t* w, size_t K, const Acts& a, float* out) {
-  if constexpr (M == 1)
-    matmul_rows<1>(l, w, K, a, out);
-  else if (rows == M)
-    matmul_rows<M>(l, w, K, a, out);
+INSULA_INLINE void tile_rows(Layout l, int rows, const uint8_t* w, size_t K, const Acts& a,
+                             float* out) {
+  if (rows == M) return matmul_rows<M, V::kRows>(l, w, K, a, out);
+  if constexpr (M > 1) tile_rows<M - 1>(l, rows, w, K, a, out);
+}
+
+INSULA_INLINE void tile(Layout l, int R, int rows, const uint8_t* w, size_t K, const Acts& a,
+                        float* out) {
+  if (R == 1)
+    matmul_rows<1, 1>(l, w, K, a, out);
   else
-    tile<M - 1>(l, rows, w, K, a, out);
+    tile_rows(l, rows, w, K, a, out);
 }
 
 std::atomic<uint64_t> g_calls{0};
@@ -293,19 +291,20 @@ void matmul(const insula::MatJob& j) {
   const size_t stride = insula::panel_bytes(j.layout, j.K);
   const size_t stride2 = j.w2 ? insula::panel_bytes(j.layout2, j.K) : 0;
   alignas(64) float t[V::kRows * kPanel], t2[V::kRows * kPanel];
-  for (int m0 = 0; m0 < j.rows; m0 += V::kRows) {
-    const int M = j.rows - m0 < V::kRows ? j.rows - m0 : V::kRows;
-    const Acts a = from_row(*j.acts, j.layout, m0);
+  const int R = j.acts->R;
+  for (int m0 = 0; m0 < j.rows; m0 += R) {
+    const int M = j.rows - m0 < R ? j.rows - m0 : R;
+    const Acts a = tile_of(*j.acts, j.layout, m0 / R);
     for (int p = 0; p < j.panels; ++p) {
       const int first = (j.first_panel + p) * kPanel;
       const int n = j.columns - first < kPanel ? j.columns - first : kPanel;
       const size_t at = static_cast<size_t>(j.first_panel + p);
-      tile(j.layout, M, j.w + at * stride, j.K, a, t);
+      tile(j.layout, R, M, j.w + at * stride, j.K, a, t);
       if (j.bias)
         for (int m = 0; m < M; ++m)
           for (int i = 0; i < n; ++i) t[m * kPanel + i] += j.bias[first + i];
       if (j.w2) {
-        tile(j.layout2, M, j.w2 + at * stride2, j.K, from_row(*j.acts, j.layout2, m0), t2);
+        tile(j.layout2, R, M, j.w2 + at * stride2, j.K, tile_of(*j.acts, j.layout2, m0 / R), t2);
         if (j.bias2)
           for (int m = 0; m < M; ++m)
             for (int i = 0; i < n; ++i) t2[m * kPanel + i] += j.bias2[first + i];

@@ -12,16 +12,18 @@
 
 namespace insula {
 
-// Quantized activations of a batch of rows, row-major.
-//   A32 : q[K], d[K/32],  sums int16[K/32]  (sum of q over each 32)
-//   A256: q[K], d[K/256], sums int16[24] a block: 16 sums of 16, then 8 sums of 32
-//   F32 : f[K]
+// Activations of a batch of rows, in tiles of R rows whose values stand side by side, so that a
+// kernel reaches all of them from one pointer. R is 1 for a single row, else the table's `rows`.
+//   A32 : q words [K/4][R] of 4 int8,  d [K/32][R],   sums int32 [K/32][R]
+//   A256: q words [K/4][R],            d [K/256][R],  sums words [K/256][12][R], two int16 each:
+//         8 pairs of sums over 16 values, then 4 pairs of sums over 32
+//   F32 : f [K][R]
 struct Acts {
-  const int8_t* q;
+  const uint32_t* q;
   const float* d;
-  const int16_t* sums;
+  const uint32_t* sums;
   const float* f;
-  size_t q_stride, d_stride, sums_stride, f_stride;  // in elements, from row to row
+  size_t q_tile, d_tile, sums_tile, f_tile;  // elements from tile to tile
 };
 
 // One attention task: `n` query vectors against one chunk of one KV head.
@@ -47,6 +49,7 @@ inline constexpr int kPageTokens = 64;
 // The same rows in every form that a group of weights needs; unused forms stay null.
 struct ActSet {
   Acts a32, a256, f32;
+  int R;
 };
 
 // Neighbouring panels of one weight (or of a gate and an up weight) against `rows` rows:
@@ -64,13 +67,15 @@ struct MatJob {
   size_t dst_stride;
 };
 
-inline constexpr size_t kSums256 = 24;
+inline constexpr size_t kSums256 = 12;  // words of sums a 256-block
 
 struct KernelTable {
   const char* name;
   void (*matmul)(const MatJob& j);
-  void (*quantize_a32)(const float* x, size_t K, int8_t* q, float* d, int16_t* sums);
-  void (*quantize_a256)(const float* x, size_t K, int8_t* q, float* d, int16_t* sums);
+  int rows;  // R of a tile
+  // One row into its place in a tile (the pointers already at that row).
+  void (*quantize_a32)(const float* x, size_t K, int R, uint32_t* q, float* d, uint32_t* sums);
+  void (*quantize_a256)(const float* x, size_t K, int R, uint32_t* q, float* d, uint32_t* sums);
   void (*rms_norm)(const float* x, const float* w, size_t n, float eps, float* y);
   void (*layer_norm)(const float* x, const float* w, const float* b, size_t n, float eps, float* y);
   void (*glu)(const float* gate, const float* up, size_t n, int act, float* y);  // 0 silu 1 gelu_tanh

@@ -69,21 +69,28 @@ struct V {
   }
 
   static D dzero() { return _mm256_setzero_si256(); }
-  static __m256i bcast(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+  static __m256i bcast(const uint32_t* x) { return _mm256_set1_epi32(static_cast<int>(*x)); }
+
+  // Compilers turn a chain of integer additions into a tree and spill every product on the way.
+  static __m256i in_order(__m256i v) {
+    __asm__("" : "+x"(v));
+    return v;
+  }
 
 #ifdef INSULA_VNNI256
-  static __m256i dpbusd(__m256i d, __m256i w, __m256i x) {
+  static __m256i dpbusd(__m256i d, __m256i w, const uint32_t* x) {
 #ifdef __AVXVNNI__
-    return _mm256_dpbusd_avx_epi32(d, w, x);
+    return _mm256_dpbusd_avx_epi32(d, w, bcast(x));
 #else
-    return _mm256_dpbusd_epi32(d, w, x);
+    __asm__("vpdpbusd %2%{1to8%}, %1, %0" : "+v"(d) : "v"(w), "m"(*x));
+    return d;
 #endif
   }
   static constexpr int defer(int) { return 64; }
-  static D dot(D d, B w, uint32_t x) { return dpbusd(d, w, bcast(x)); }
+  static D dot(D d, B w, const uint32_t* x) { return dpbusd(d, w, x); }
   static constexpr int s8_bias = 128;
   static B prep_s8(B w) { return _mm256_xor_si256(w, _mm256_set1_epi8(static_cast<char>(0x80))); }
-  static D dot_s8(D d, B w, uint32_t x) { return dot(d, w, x); }
+  static D dot_s8(D d, B w, const uint32_t* x) { return dot(d, w, x); }
   static I widen(D d) { return d; }
   static Sc scale_u8(const uint8_t* p) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
@@ -91,22 +98,24 @@ struct V {
   static Sc scale_s8(const uint8_t* p) {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }
-  static I scale_add(I s, D d, Sc sc) { return _mm256_add_epi32(s, _mm256_mullo_epi32(sc, d)); }
+  static I scale_add(I s, D d, Sc sc) {
+    return in_order(_mm256_add_epi32(s, _mm256_mullo_epi32(sc, d)));
+  }
 #else
   // Pair sums stay below 2^15 for this many products of an unsigned weight and an int8.
   static constexpr int defer(int umax) {
     int n = 32767 / (umax * 254);
     return n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
   }
-  static D dot(D d, B w, uint32_t x) {
-    return _mm256_add_epi16(d, _mm256_maddubs_epi16(w, bcast(x)));
+  static D dot(D d, B w, const uint32_t* x) {
+    return in_order(_mm256_add_epi16(d, _mm256_maddubs_epi16(w, bcast(x))));
   }
   // |w| * sign(x): 128 * 127 * 2 still fits, where u8 weights above 127 would saturate.
   static constexpr int s8_bias = 0;
   static B prep_s8(B w) { return w; }
-  static D dot_s8(D d, B w, uint32_t x) {
-    return _mm256_add_epi16(
-        d, _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(bcast(x), w)));
+  static D dot_s8(D d, B w, const uint32_t* x) {
+    return in_order(_mm256_add_epi16(
+        d, _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(bcast(x), w))));
   }
   static I widen(D d) { return _mm256_madd_epi16(d, _mm256_set1_epi16(1)); }
   static __m128i twice(const uint8_t* p) {
@@ -115,7 +124,9 @@ struct V {
   }
   static Sc scale_u8(const uint8_t* p) { return _mm256_cvtepu8_epi16(twice(p)); }
   static Sc scale_s8(const uint8_t* p) { return _mm256_cvtepi8_epi16(twice(p)); }
-  static I scale_add(I s, D d, Sc sc) { return _mm256_add_epi32(s, _mm256_madd_epi16(d, sc)); }
+  static I scale_add(I s, D d, Sc sc) {
+    return in_order(_mm256_add_epi32(s, _mm256_madd_epi16(d, sc)));
+  }
 #endif
 
   static __m128i pairs(const uint8_t* p) {
@@ -124,8 +135,8 @@ struct V {
   }
   static P16 pairs_u8(const uint8_t* p) { return _mm256_cvtepu8_epi16(pairs(p)); }
   static P16 pairs_s8(const uint8_t* p) { return _mm256_cvtepi8_epi16(pairs(p)); }
-  static I madd16(I acc, P16 w, uint32_t x) {
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(w, bcast(x)));
+  static I madd16(I acc, P16 w, const uint32_t* x) {
+    return in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(w, bcast(x))));
   }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 };

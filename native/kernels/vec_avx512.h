@@ -69,12 +69,14 @@ struct V {
 
   static constexpr int defer(int) { return 64; }
   static D dzero() { return _mm512_setzero_si512(); }
-  static D dot(D d, B w, uint32_t x) {
-    return _mm512_dpbusd_epi32(d, w, _mm512_set1_epi32(static_cast<int>(x)));
+  static D dot(D d, B w, const uint32_t* x) {
+    // The broadcast as a memory operand: compilers split it into two instructions and a copy.
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(d) : "v"(w), "m"(*x));
+    return d;
   }
   static constexpr int s8_bias = 128;
   static B prep_s8(B w) { return _mm512_xor_si512(w, _mm512_set1_epi8(static_cast<char>(0x80))); }
-  static D dot_s8(D d, B w, uint32_t x) { return dot(d, w, x); }
+  static D dot_s8(D d, B w, const uint32_t* x) { return dot(d, w, x); }
   static I widen(D d) { return d; }
   static Sc scale_u8(const uint8_t* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -82,7 +84,11 @@ struct V {
   static Sc scale_s8(const uint8_t* p) {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  static I scale_add(I s, D d, Sc sc) { return _mm512_add_epi32(s, _mm512_mullo_epi32(sc, d)); }
+  static I scale_add(I s, D d, Sc sc) {
+    s = _mm512_add_epi32(s, _mm512_mullo_epi32(sc, d));
+    __asm__("" : "+v"(s));  // keeps the sums in order, and so in registers
+    return s;
+  }
   static __m256i pairs(const uint8_t* p) {  // rows of two neighbouring sub-blocks, interleaved
     __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16));
@@ -90,8 +96,9 @@ struct V {
   }
   static P16 pairs_u8(const uint8_t* p) { return _mm512_cvtepu8_epi16(pairs(p)); }
   static P16 pairs_s8(const uint8_t* p) { return _mm512_cvtepi8_epi16(pairs(p)); }
-  static I madd16(I acc, P16 w, uint32_t x) {
-    return _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(static_cast<int>(x)));
+  static I madd16(I acc, P16 w, const uint32_t* x) {
+    __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*x));
+    return acc;
   }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 };

@@ -68,13 +68,13 @@ struct V {
 
   static constexpr int defer(int) { return 64; }
   static D dzero() { return {izero(), izero()}; }
-  static D dot_s8(D d, B w, uint32_t x) {
-    int8x16_t s = vreinterpretq_s8_u8(w), q = vreinterpretq_s8_u32(vdupq_n_u32(x));
+  static D dot_s8(D d, B w, const uint32_t* x) {
+    int8x16_t s = vreinterpretq_s8_u8(w), q = vreinterpretq_s8_u32(vdupq_n_u32(*x));
     d.lo = vpadalq_s16(d.lo, vmull_s8(vget_low_s8(s), vget_low_s8(q)));
     d.hi = vpadalq_s16(d.hi, vmull_s8(vget_high_s8(s), vget_high_s8(q)));
     return d;
   }
-  static D dot(D d, B w, uint32_t x) { return dot_s8(d, w, x); }  // weights are below 128
+  static D dot(D d, B w, const uint32_t* x) { return dot_s8(d, w, x); }  // weights are below 128
   static constexpr int s8_bias = 0;
   static B prep_s8(B w) { return w; }
   static I widen(D d) { return vpaddq_s32(d.lo, d.hi); }
@@ -92,8 +92,8 @@ struct V {
   }
   static P16 pairs_u8(const uint8_t* p) { return vreinterpretq_s16_u16(vmovl_u8(pairs(p))); }
   static P16 pairs_s8(const uint8_t* p) { return vmovl_s8(vreinterpret_s8_u8(pairs(p))); }
-  static I madd16(I acc, P16 w, uint32_t x) {
-    int16x8_t q = vreinterpretq_s16_u32(vdupq_n_u32(x));
+  static I madd16(I acc, P16 w, const uint32_t* x) {
+    int16x8_t q = vreinterpretq_s16_u32(vdupq_n_u32(*x));
     int32x4_t lo = vmull_s16(vget_low_s16(w), vget_low_s16(q));
     int32x4_t hi = vmull_s16(vget_high_s16(w), vget_high_s16(q));
     return vaddq_s32(acc, vpaddq_s32(lo, hi));

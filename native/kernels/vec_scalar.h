@@ -90,18 +90,18 @@ struct V {
 
   static constexpr int defer(int) { return 64; }
   static D dzero() { return izero(); }
-  static D dot(D d, B w, uint32_t x) {
+  static D dot(D d, B w, const uint32_t* x) {
     int8_t q[4];
-    std::memcpy(q, &x, 4);
+    std::memcpy(q, x, 4);
     INSULA_EACH(D, d.v[i] + w.v[4 * i] * q[0] + w.v[4 * i + 1] * q[1] + w.v[4 * i + 2] * q[2] +
                        w.v[4 * i + 3] * q[3]);
   }
   static constexpr int s8_bias = 0;
   static B prep_s8(B w) { return w; }
   static int s8(const B& w, int i) { return static_cast<int8_t>(w.v[i]); }
-  static D dot_s8(D d, B w, uint32_t x) {
+  static D dot_s8(D d, B w, const uint32_t* x) {
     int8_t q[4];
-    std::memcpy(q, &x, 4);
+    std::memcpy(q, x, 4);
     INSULA_EACH(D, d.v[i] + s8(w, 4 * i) * q[0] + s8(w, 4 * i + 1) * q[1] +
                        s8(w, 4 * i + 2) * q[2] + s8(w, 4 * i + 3) * q[3]);
   }
@@ -120,9 +120,9 @@ struct V {
       o.v[2 * i] = static_cast<int8_t>(p[i]), o.v[2 * i + 1] = static_cast<int8_t>(p[16 + i]);
     return o;
   }
-  static I madd16(I acc, P16 w, uint32_t x) {
+  static I madd16(I acc, P16 w, const uint32_t* x) {
     int16_t q[2];
-    std::memcpy(q, &x, 4);
+    std::memcpy(q, x, 4);
     INSULA_EACH(I, acc.v[i] + w.v[2 * i] * q[0] + w.v[2 * i + 1] * q[1]);
   }
   static void prefetch(const void*) {}

@@ -13,19 +13,36 @@ constexpr int kClaimsPerPhase = 4;
 
 size_t up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-ActSet acts(int8_t* q32, float* d32, int16_t* s32, int8_t* q256, float* d256, int16_t* s256,
-            size_t k) {
-  ActSet a{};
-  a.a32 = {q32, d32, s32, nullptr, k, k / 32, k / 32, 0};
-  a.a256 = {q256, d256, s256, nullptr, k, k / 32, k / 256 * kSums256 + kSums256, 0};
-  return a;
-}
+// One set of activation buffers: room for `rows` rows of up to k values, whatever the tile.
+struct ActBuffers {
+  Buffer q32, q256, d32, d256, s32, s256, f;
+  ActSet set(int R, size_t k) const {
+    const size_t r = static_cast<size_t>(R);
+    ActSet a{};
+    a.a32 = {q32.as<uint32_t>(), d32.as<float>(), s32.as<uint32_t>(), nullptr,
+             k / 4 * r, k / 32 * r, k / 32 * r, 0};
+    a.a256 = {q256.as<uint32_t>(), d256.as<float>(), s256.as<uint32_t>(), nullptr,
+              k / 4 * r, k / 256 * r, k / 256 * kSums256 * r, 0};
+    a.f32 = {nullptr, nullptr, nullptr, f.as<float>(), 0, 0, 0, k * r};
+    a.R = R;
+    return a;
+  }
+};
 
 }  // namespace
 
+struct Executor::Inputs : ActBuffers {
+  Inputs(size_t rows, size_t k) {
+    q32 = Buffer(rows * k), q256 = Buffer(rows * k), f = Buffer(rows * k * 4);
+    d32 = Buffer(rows * k / 32 * 4), d256 = Buffer(rows * k / 256 * 4);
+    s32 = Buffer(rows * k / 32 * 4), s256 = Buffer(rows * k / 256 * kSums256 * 4);
+  }
+};
+
 struct Executor::Scratch {
-  Buffer q32, q256, d32, d256, s32, s256, norm, scores, m, l, o, m2, l2, o2;
-  ActSet set;
+  Inputs inputs;
+  Buffer norm, scores, m, l, o, m2, l2, o2;
+  Scratch(size_t rows, size_t k) : inputs(rows, k) {}
 };
 
 Executor::Executor(State& state, ThreadPool& pool) : s_(state), pool_(pool) {
@@ -33,29 +50,16 @@ Executor::Executor(State& state, ThreadPool& pool) : s_(state), pool_(pool) {
   for (const Weight& w : s_.weights) max_k_ = std::max(max_k_, w.cols);
   max_k_ = up(max_k_, 256);
   for (const Slot& s : s_.slots) hp = std::max(hp, static_cast<size_t>(pad16(s.head_dim)));
-  const size_t k = max_k_, rows = static_cast<size_t>(s_.max_rows);
-  const size_t sums = k / 256 * kSums256 + kSums256;
-  auto make = [&](Buffer& q32, Buffer& d32, Buffer& s32, Buffer& q256, Buffer& d256, Buffer& s256,
-                  size_t n) {
-    q32 = Buffer(n * k), q256 = Buffer(n * k);
-    d32 = Buffer(n * k / 32 * 4), d256 = Buffer(n * k / 32 * 4);
-    s32 = Buffer(n * k / 32 * 2), s256 = Buffer(n * sums * 2);
-    return acts(q32.as<int8_t>(), d32.as<float>(), s32.as<int16_t>(), q256.as<int8_t>(),
-                d256.as<float>(), s256.as<int16_t>(), k);
-  };
-  shared_ = make(shared_q32_, shared_d32_, shared_s32_, shared_q256_, shared_d256_, shared_s256_,
-                 rows);
+  const size_t k = max_k_, tile = static_cast<size_t>(s_.kernels->rows);
+  shared_ = std::make_unique<Inputs>(up(static_cast<size_t>(s_.max_rows), tile), k);
   for (int t = 0; t < pool_.size(); ++t) {
-    auto c = std::make_unique<Scratch>();
-    c->set = make(c->q32, c->d32, c->s32, c->q256, c->d256, c->s256, kPrivateRows);
-    c->norm = Buffer(kPrivateRows * k * 4);
+    auto c = std::make_unique<Scratch>(up(kPrivateRows, tile), k);
+    c->norm = Buffer(k * 4);
     c->scores = Buffer(kQueries * kAttnChunk * 4);
     c->m = Buffer(kQueries * 4), c->l = Buffer(kQueries * 4), c->o = Buffer(kQueries * hp * 4);
     c->m2 = Buffer(kQueries * 4), c->l2 = Buffer(kQueries * 4), c->o2 = Buffer(kQueries * hp * 4);
     scratch_.push_back(std::move(c));
   }
-  const Phase& last = s_.phases.back();
-  if (last.f32 && last.norm < 0) gather_ = Buffer(rows * k * 4);
   claims_ = std::vector<Claims>(s_.phases.size() * kClaimsPerPhase + 1);
 }
 
@@ -188,18 +192,23 @@ void Executor::rows_phase(const Phase& p, Claims& c) {
     for (const Op& o : p.ops) row_op(o, r, 0, o.heads);
 }
 
-void Executor::quantize_row(const Phase& p, const float* x, ActSet& set, int at) {
+// Row x into place `at` of the input's tiles, in every form that this phase's weights need.
+void Executor::place_row(const Phase& p, const float* x, const ActSet& set, int at) {
   const size_t k = static_cast<size_t>(s_.widths[static_cast<size_t>(p.mats[0].src)]);
-  const size_t r = static_cast<size_t>(at);
-  const Acts &a = set.a32, &b = set.a256;
+  const size_t t = static_cast<size_t>(at / set.R), m = static_cast<size_t>(at % set.R);
+  auto words = [&](const uint32_t* q, size_t tile) { return const_cast<uint32_t*>(q) + t * tile + m; };
+  auto floats = [&](const float* d, size_t tile) { return const_cast<float*>(d) + t * tile + m; };
+  const Acts &a = set.a32, &b = set.a256, &f = set.f32;
   if (p.a32)
-    s_.kernels->quantize_a32(x, k, const_cast<int8_t*>(a.q) + r * a.q_stride,
-                             const_cast<float*>(a.d) + r * a.d_stride,
-                             const_cast<int16_t*>(a.sums) + r * a.sums_stride);
+    s_.kernels->quantize_a32(x, k, set.R, words(a.q, a.q_tile), floats(a.d, a.d_tile),
+                             words(a.sums, a.sums_tile));
   if (p.a256)
-    s_.kernels->quantize_a256(x, k, const_cast<int8_t*>(b.q) + r * b.q_stride,
-                              const_cast<float*>(b.d) + r * b.d_stride,
-                              const_cast<int16_t*>(b.sums) + r * b.sums_stride);
+    s_.kernels->quantize_a256(x, k, set.R, words(b.q, b.q_tile), floats(b.d, b.d_tile),
+                              words(b.sums, b.sums_tile));
+  if (p.f32) {
+    float* y = floats(f.f, f.f_tile);
+    for (size_t i = 0; i < k; ++i) y[i * static_cast<size_t>(set.R)] = x[i];
+  }
 }
 
 void Executor::matmul_phase(const Phase& p, int thread, Claims* c) {
@@ -219,39 +228,21 @@ void Executor::matmul_phase(const Phase& p, int thread, Claims* c) {
       s_.kernels->rms_norm(x, w, k, o.eps, y);
   };
 
+  // Few rows: each thread prepares all of them for itself, which is cheaper than a barrier.
   const bool own = M <= kPrivateRows && p.private_ok;
   Scratch& mine = *scratch_[static_cast<size_t>(thread)];
-  ActSet set = own ? mine.set : shared_;
-  if (own) {
-    for (int i = 0; i < M; ++i) {
-      const float* x = s_.row(src, source_row(i));
-      float* y = mine.norm.as<float>() + static_cast<size_t>(i) * max_k_;
-      if (p.norm >= 0) normed(source_row(i), y), x = y;
-      else if (p.f32) std::memcpy(y, x, k * 4);
-      quantize_row(p, x, set, i);
+  const ActSet set = (own ? mine.inputs : *shared_).set(M == 1 ? 1 : s_.kernels->rows, max_k_);
+  for (int i = 0; own ? i < M : (i = c[0].claim(1)) < M; i += own) {
+    const int r = source_row(i);
+    const float* x = s_.row(src, r);
+    if (p.norm >= 0) {
+      float* y = p.keep_norm ? s_.row(p.norm_op.dst, r) : mine.norm.as<float>();
+      normed(r, y);
+      x = y;
     }
-    set.f32 = {nullptr, nullptr, nullptr, mine.norm.as<float>(), 0, 0, 0, max_k_};
-  } else {
-    const bool gather = p.logits && p.f32 && p.norm < 0;
-    // The norm lands in its own buffer, row i of the product's input in row i (logits gather).
-    for (int i; (i = c[0].claim(1)) < M;) {
-      const int r = source_row(i);
-      const float* x = s_.row(src, r);
-      if (p.norm >= 0) {
-        float* y = s_.row(p.norm_op.dst, p.keep_norm ? r : i);
-        normed(r, y);
-        x = y;
-      }
-      quantize_row(p, x, set, i);
-      if (gather) std::memcpy(gather_.as<float>() + static_cast<size_t>(i) * max_k_, x, k * 4);
-    }
-    pool_.barrier();
-    if (gather)
-      set.f32 = {nullptr, nullptr, nullptr, gather_.as<float>(), 0, 0, 0, max_k_};
-    else
-      set.f32 = {nullptr, nullptr, nullptr, s_.row(src, 0), 0, 0, 0,
-               s_.strides[static_cast<size_t>(src)]};
+    place_row(p, x, set, i);
   }
+  if (!own) pool_.barrier();
 
   MatJob j{};
   j.K = k;

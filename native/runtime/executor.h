@@ -47,6 +47,7 @@ class Executor {
   void step(const Batch& batch, float* logits);
 
  private:
+  struct Inputs;   // a product's input rows, in the forms that kernels take
   struct Scratch;  // what one thread needs for itself
   struct Span {    // consecutive tokens of one sequence
     int first, count, table;
@@ -57,7 +58,7 @@ class Executor {
   void rope_tables(int row);
   void rows_phase(const Phase& p, Claims& c);
   void matmul_phase(const Phase& p, int thread, Claims* c);
-  void quantize_row(const Phase& p, const float* x, ActSet& set, int at);
+  void place_row(const Phase& p, const float* x, const ActSet& set, int at);
   void attention_phase(const Phase& p, int thread, Claims* c);
   void store_head(const Op& a, int row, int head);
   void attend(const Op& a, int thread, int row0, int rows, int head, int chunk0, int chunk1,
@@ -72,9 +73,7 @@ class Executor {
   int longest_ = 0;     // largest position + 1
   std::vector<Claims> claims_;
   std::vector<std::unique_ptr<Scratch>> scratch_;
-  Buffer shared_q32_, shared_q256_, shared_d32_, shared_d256_, shared_s32_, shared_s256_;
-  ActSet shared_;
-  Buffer gather_;  // rows asked for, where a float last layer has no norm before it
+  std::unique_ptr<Inputs> shared_;
   size_t max_k_ = 0;
   std::vector<float> partial_;  // attention chunks of long contexts: m, l, o
 };

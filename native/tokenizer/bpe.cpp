@@ -1,5 +1,6 @@
 #include "bpe.h"
 #include "error.h"
+#include <algorithm>
 #include <bit>
 
 namespace insula::tok {
@@ -61,34 +62,55 @@ void BpeModel::read_merges(const Strings &merges) {
                 " entries; fewer than " + std::to_string(kMaxTokens) + " are accepted");
   slots_.assign(std::bit_ceil(merges.count * 3 / 2 + 2), Slot{});
   const size_t mask = slots_.size() - 1;
-  std::string joined;
-  for (size_t i = 0; i < merges.count; ++i) {
-    const std::string_view line = merges.at(i, "tokenizer.ggml.merges");
-    const size_t space = line.find(' ', 1);
-    const auto fail = [&](const std::string &what) {
-      throw Fault("tokenizer.ggml.merges[" + std::to_string(i) + "] " + quoted(line) + what);
-    };
-    if (space == std::string_view::npos || space + 1 == line.size())
-      fail(" is not two tokens with a space between");
-    const std::string_view first = line.substr(0, space), second = line.substr(space + 1);
-    if (line.size() > 2 * kMaxText)
-      fail(" is too long");
-    joined.assign(first);
-    joined += second;
-    const int32_t left = vocabulary_.find(first), right = vocabulary_.find(second);
-    const int32_t id = vocabulary_.find(joined);
-    if (left < 0 || right < 0 || id < 0)
-      fail(" names " +
-           quoted(left < 0    ? first
-                  : right < 0 ? second
-                              : joined) +
-           ", which is not in the vocabulary");
-    const uint64_t key = (uint64_t(left) << 32 | uint64_t(right)) + 1;
-    size_t slot = hash_pair(key) & mask;
-    while (slots_[slot].key && slots_[slot].key != key)
-      slot = (slot + 1) & mask;
-    if (!slots_[slot].key)
-      slots_[slot] = {key, {uint32_t(i), id}}; // of repeats the first counts
+  // In blocks, so that the memory of many lookups is fetched at once.
+  constexpr size_t kBlock = 64;
+  struct Line {
+    std::array<std::string_view, 3> texts; // left, right, joined
+    std::array<uint64_t, 3> hashes;
+    std::array<int32_t, 3> ids;
+    uint64_t key, slot;
+  };
+  std::array<Line, kBlock> lines;
+  std::array<std::string, kBlock> joined;
+  for (size_t from = 0; from < merges.count; from += kBlock) {
+    const size_t n = std::min(kBlock, merges.count - from);
+    for (size_t i = 0; i < n; ++i) {
+      const std::string_view line = merges.at(from + i, "tokenizer.ggml.merges");
+      const size_t space = line.find(' ', 1);
+      const bool two = space != std::string_view::npos && space + 1 < line.size();
+      if (!two || line.size() > 2 * kMaxText)
+        throw Fault("tokenizer.ggml.merges[" + std::to_string(from + i) + "] " + quoted(line) +
+                    " is not two tokens with a space between");
+      joined[i].assign(line, 0, space).append(line, space + 1);
+      lines[i].texts = {line.substr(0, space), line.substr(space + 1), joined[i]};
+      for (size_t k = 0; k < 3; ++k) {
+        lines[i].hashes[k] = hash_text(lines[i].texts[k]);
+        vocabulary_.prefetch(lines[i].hashes[k], 0);
+      }
+    }
+    for (const int step : {1, 2})
+      for (size_t i = 0; i < n; ++i)
+        for (const uint64_t hash : lines[i].hashes)
+          vocabulary_.prefetch(hash, step);
+    for (size_t i = 0; i < n; ++i) {
+      Line& line = lines[i];
+      for (size_t k = 0; k < 3; ++k) {
+        line.ids[k] = vocabulary_.find(line.texts[k], line.hashes[k]);
+        if (line.ids[k] < 0)
+          throw Fault("tokenizer.ggml.merges[" + std::to_string(from + i) + "] names " +
+                      quoted(line.texts[k]) + ", which is not in the vocabulary");
+      }
+      line.key = (uint64_t(line.ids[0]) << 32 | uint64_t(line.ids[1])) + 1;
+      line.slot = hash_pair(line.key) & mask;
+      prefetch_memory(&slots_[line.slot]);
+    }
+    for (size_t i = 0; i < n; ++i) {
+      size_t slot = lines[i].slot;
+      while (slots_[slot].key && slots_[slot].key != lines[i].key)
+        slot = (slot + 1) & mask;
+      if (!slots_[slot].key) // of repeats the first counts
+        slots_[slot] = {lines[i].key, {uint32_t(from + i), lines[i].ids[2]}};
+    }
   }
 }
 

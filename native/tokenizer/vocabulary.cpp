@@ -164,16 +164,23 @@ Vocabulary::Vocabulary(const Strings &tokens, const float *scores, const int32_t
   }
 }
 
-int32_t Vocabulary::find(std::string_view text) const {
-  if (text.size() > longest_)
-    return -1;
-  const uint64_t hash = hash_text(text);
+int32_t Vocabulary::find(std::string_view text, uint64_t hash) const {
   const size_t mask = slots_.size() - 1;
   for (size_t slot = hash & mask; slots_[slot]; slot = (slot + 1) & mask)
     if (slots_[slot] >> 32 == hash >> 32)
       if (const auto id = int32_t(uint32_t(slots_[slot]) - 1); this->text(id) == text)
         return id;
   return -1;
+}
+
+void Vocabulary::prefetch(uint64_t hash, int step) const {
+  const uint64_t& slot = slots_[hash & (slots_.size() - 1)];
+  if (step == 0)
+    return prefetch_memory(&slot);
+  if (slot >> 32 != hash >> 32)
+    return;
+  const uint32_t& offset = offsets_[uint32_t(slot) - 1];
+  prefetch_memory(step == 1 ? static_cast<const void*>(&offset) : texts_.data() + offset);
 }
 
 } // namespace insula::tok

@@ -38,6 +38,12 @@ enum Attribute : uint8_t {
   StripLeft = 128
 };
 
+inline void prefetch_memory([[maybe_unused]] const void* address) {
+#ifndef _MSC_VER
+  __builtin_prefetch(address);
+#endif
+}
+
 // Hash of a short string. Seeded once per process, so that no file can be made to collide.
 uint64_t hash_text(std::string_view text);
 uint64_t hash_pair(uint64_t key);
@@ -51,7 +57,11 @@ public:
   std::string_view text(int32_t id) const {
     return {texts_.data() + offsets_[size_t(id)], offsets_[size_t(id) + 1] - offsets_[size_t(id)]};
   }
-  int32_t find(std::string_view text) const; // -1 if absent
+  int32_t find(std::string_view text) const { return find(text, hash_text(text)); } // -1: absent
+  int32_t find(std::string_view text, uint64_t hash) const;
+  // Ask for the memory that find() will need, step 0 to 2, each some time after the one before:
+  // a lookup waits three times for memory, and many at once can share the waiting.
+  void prefetch(uint64_t hash, int step) const;
   float score(int32_t id) const { return scores_.empty() ? 0.0f : scores_[size_t(id)]; }
   uint8_t attributes(int32_t id) const { return attributes_[size_t(id)]; }
   bool has(int32_t id, int bits) const { return attributes_[size_t(id)] & bits; }
