@@ -108,7 +108,10 @@ class ByteTokenizer:
     def token_bytes(self, token_id):
         return bytes([token_id]) if token_id < 256 else b""
 
-    def detokenizer(self):
+    def is_special(self, token_id):
+        return token_id >= 256
+
+    def detokenizer(self, *, skip_special=False, continues=False):
         return ByteDetokenizer()
 
 

@@ -7,19 +7,24 @@ never the last turn; says how many turns and tokens it dropped.
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from insula.chat.formats import FORMATS
 from insula.chat.templates import ChatTemplate
 from insula.engine.request import Tokenizer
 from insula.errors import ConfigError, ContextOverflowError
-from insula.types import Message
+from insula.types import Message, SamplingParams
 
 Overflow = Literal["error", "stop", "drop_oldest"]
+#: Tokens kept free for an answer without max_tokens when old turns are dropped, at most.
+ROOM = 512
 OVERFLOWS: tuple[Overflow, ...] = ("error", "stop", "drop_oldest")
+
+M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +83,7 @@ def chat_template(tokenizer: Tokenizer, choice: ChatTemplate | str | None = None
     )
 
 
-def check_messages(messages: Sequence[Message]) -> None:
+def check_messages(messages: Any) -> None:
     """Raise ConfigError unless messages is a sequence of mappings with a role."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise ConfigError(
@@ -98,12 +103,12 @@ def check_overflow(overflow: str, allowed: tuple[str, ...] = OVERFLOWS) -> None:
         raise ConfigError(f"overflow: found {overflow!r}; allowed: {', '.join(allowed)}")
 
 
-def turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
+def turns(messages: Sequence[M]) -> tuple[list[M], list[list[M]]]:
     """(what the system says at the head, the turns); a turn begins with a user's message."""
     head = 0
     while head < len(messages) and messages[head]["role"] in ("system", "developer"):
         head += 1
-    found: list[list[Message]] = []
+    found: list[list[M]] = []
     for message in messages[head:]:
         if message["role"] == "user" or not found:
             found.append([])
@@ -155,6 +160,48 @@ def fit(
         dropped_turns=dropped,
         dropped_tokens=len(whole.ids) - len(kept.ids),
     )
+
+
+def fitted(
+    messages: Sequence[Message],
+    prompt: Callable[[Sequence[Message]], ChatPrompt],
+    params: SamplingParams,
+    *,
+    n_ctx: int,
+    overflow: Overflow,
+    dropped: int = 0,
+) -> tuple[ChatPrompt, SamplingParams, tuple[str, ...]]:
+    """The prompt under the policy, what may be generated, and what must be said about it.
+
+    With the policy "error" nothing changes: the engine refuses what is too long.
+    """
+    if overflow == "drop_oldest":
+        room = min(n_ctx // 4, ROOM) if params.max_tokens is None else params.max_tokens
+        kept = fit(messages, prompt, n_ctx=n_ctx, room=max(1, room), dropped=dropped)
+        if not kept.dropped_turns:
+            return kept, params, ()
+        note = (
+            f"the context holds {n_ctx} tokens: the oldest {kept.dropped_turns} turn(s) "
+            f"({kept.dropped_tokens} tokens) were left out"
+        )
+        return kept, params, (note,)
+    whole = prompt(messages)
+    if overflow == "stop":
+        return whole, *clipped(params, len(whole.ids), n_ctx)
+    return whole, params, ()
+
+
+def clipped(
+    params: SamplingParams, n_prompt: int, n_ctx: int
+) -> tuple[SamplingParams, tuple[str, ...]]:
+    """The policy "stop": as many tokens as the context still holds, and a note if it is fewer."""
+    left = max(0, n_ctx - n_prompt)
+    if params.max_tokens is None:
+        return (dataclasses.replace(params, max_tokens=0) if left == 0 else params), ()
+    if params.max_tokens <= left:
+        return params, ()
+    note = f"max_tokens {params.max_tokens} cut to {left}: the context holds {n_ctx} tokens"
+    return dataclasses.replace(params, max_tokens=left), (note,)
 
 
 def _text(tokenizer: Tokenizer, token_id: int | None) -> str | None:

@@ -166,7 +166,11 @@ class Engine:
             seed=draw_seed() if params.seed is None else int(params.seed),
             limit=limit,
             output=Output(
-                detokenizer=self.tokenizer.detokenizer(), stops=params.stop, facts=self._facts
+                detokenizer=self.tokenizer.detokenizer(
+                    skip_special=True, continues=request.continues
+                ),
+                stops=params.stop,
+                facts=self._facts,
             ),
         )
 

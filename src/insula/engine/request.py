@@ -38,6 +38,8 @@ class Request:
         only valid during the call.
     prompt_logits_from: the first position whose logits are wanted; only what lies before it is
         read from the prefix cache.
+    continues: the completion goes on the prompt's text, so a space before its first word is part
+        of it; in a chat the answer is a text of its own.
     notes: lines for the report (what was chosen or dropped before the engine was asked).
     """
 
@@ -48,6 +50,7 @@ class Request:
     use_cache: bool = True
     on_prompt_logits: LogitsCallback | None = None
     prompt_logits_from: int = 0
+    continues: bool = True
     notes: tuple[str, ...] = ()
     dropped_turns: int = 0
     dropped_tokens: int = 0
@@ -81,7 +84,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Any, *, skip_special: bool = False) -> str: ...
     def token_bytes(self, token_id: int, /) -> bytes: ...
     def is_special(self, token_id: int, /) -> bool: ...
-    def detokenizer(self) -> Detokenizer: ...
+    def detokenizer(
+        self, *, skip_special: bool = False, continues: bool = False
+    ) -> Detokenizer: ...
 
 
 class Runner(Protocol):

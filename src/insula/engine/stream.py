@@ -19,15 +19,21 @@ class Stream(Iterator[Chunk]):
 
     `completion` is None until the end. `close()` cancels; so does leaving a `with` block.
     on_end: sees the Completion once, whole or cancelled, and may put another in its place.
+    on_error: called if the request fails instead.
     """
 
     def __init__(
-        self, handle: Handle, *, on_end: Callable[[Completion], Completion] | None = None
+        self,
+        handle: Handle,
+        *,
+        on_end: Callable[[Completion], Completion] | None = None,
+        on_error: Callable[[], None] | None = None,
     ) -> None:
         self.completion: Completion | None = None
         self._handle = handle
         self._chunks = iter(handle)
         self._on_end = on_end
+        self._on_error = on_error
 
     def __iter__(self) -> Self:
         return self
@@ -37,6 +43,12 @@ class Stream(Iterator[Chunk]):
             raise StopIteration
         try:
             chunk = next(self._chunks)
+        except StopIteration:
+            raise
+        except Exception:
+            if self._on_error is not None:
+                self._on_error()
+            raise
         except BaseException:
             self._handle.cancel()
             raise

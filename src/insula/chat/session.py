@@ -1,0 +1,316 @@
+"""A conversation that goes on: its messages, and the tokens that the model has seen of them.
+
+Owns `ChatSession`. The history is plain messages that anyone may edit. What keeps a turn cheap is
+that its prompt repeats the ids of the turns before it exactly, those that the model generated
+included, so that the engine finds them in its cache; where the rendered text differs from what
+was seen (an edited history, a template that rewrites earlier answers), the text is encoded anew
+and the cache serves as much as is the same.
+
+Refuses: two answers at once (a new turn ends the one before). Not for use by several threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from insula.chat.prompt import (
+    ChatFormat,
+    ChatPrompt,
+    Overflow,
+    check_messages,
+    check_overflow,
+    fitted,
+    turns,
+)
+from insula.engine.options import sampling_params
+from insula.engine.request import Handle, Request, TextEngine
+from insula.engine.stream import Stream
+from insula.errors import ConfigError, FormatError, InsulaError, NotFoundError
+from insula.types import Completion, Message, SamplingParams
+
+FILE_FORMAT, FILE_VERSION = "insula-chat", 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Turn:
+    """An answer that is being given. before: the history without it and its question."""
+
+    handle: Handle
+    prompt: ChatPrompt
+    before: list[dict[str, Any]]
+
+
+class ChatSession:
+    """Made by `LLM.chat_session()`. Messages in, answers out, history kept.
+
+    messages: the history, a list that may be edited between turns; the system's message is its
+    first entry if there is one.
+    """
+
+    def __init__(
+        self,
+        engine: TextEngine,
+        chat_format: ChatFormat,
+        *,
+        system: str | None = None,
+        params: SamplingParams | None = None,
+        overflow: Overflow = "error",
+        salt: str = "",
+        notes: tuple[str, ...] = (),
+        finish: Callable[[Completion, str], Completion] | None = None,
+        model: str = "",
+    ) -> None:
+        """params: the defaults of every turn. finish: makes of a raw completion and its prompt's
+        text what the caller sees. model: a name for the file that `save` writes."""
+        check_overflow(overflow)
+        self.messages: list[dict[str, Any]] = []
+        self.overflow: Overflow = overflow
+        self.params = SamplingParams() if params is None else params
+        self._engine = engine
+        self._format = chat_format
+        self._salt = salt
+        self._notes = notes
+        self._finish = finish
+        self._model = model
+        self._turn: _Turn | None = None
+        # What the model has seen, as text and ids: the last prompt, and it with the raw answer.
+        self._seen: list[tuple[str, tuple[int, ...]]] = []
+        self._dropped: list[list[dict[str, Any]]] = []  # turns left out of the last prompt
+        if system is not None:
+            self.system = system
+
+    @property
+    def system(self) -> str | None:
+        """What the system says; None where it says nothing. May be set at any time."""
+        first = self.messages[0] if self.messages else None
+        return str(first["content"]) if first and first["role"] == "system" else None
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        if self.system is not None:
+            del self.messages[0]
+        if text is not None:
+            self.messages.insert(0, {"role": "system", "content": text})
+
+    def send(
+        self,
+        message: str | Message,
+        params: SamplingParams | None = None,
+        **options: Any,
+    ) -> Completion:
+        """Say something and wait for the whole answer. Both go into the history.
+
+        message: text, or a whole message (a tool's result, parts with images). Options are those
+        of SamplingParams. On an error the history is as it was before; of an interrupted answer
+        what was said stays.
+        Raises ConfigError, ContextOverflowError, TemplateError, EngineError.
+        """
+        return _last(self.stream(message, params, **options))
+
+    def stream(
+        self,
+        message: str | Message,
+        params: SamplingParams | None = None,
+        **options: Any,
+    ) -> Stream:
+        """As `send`, chunk by chunk. Closing the stream ends the answer; what was said stays."""
+        self._end_turn()
+        if isinstance(message, str):
+            message = {"role": "user", "content": message}
+        check_messages([message])
+        return self._answer([*self.messages, dict(message)], params, options)
+
+    def regenerate(self, params: SamplingParams | None = None, **options: Any) -> Completion:
+        """Answer the last message again, in place of the answer there is.
+
+        Without a seed another is drawn. Raises ConfigError where nothing was asked yet.
+        """
+        return _last(self.regenerate_stream(params, **options))
+
+    def regenerate_stream(self, params: SamplingParams | None = None, **options: Any) -> Stream:
+        """As `regenerate`, chunk by chunk."""
+        self._end_turn()
+        kept = list(self.messages)
+        while kept and kept[-1]["role"] == "assistant":
+            kept.pop()
+        if not kept or kept[-1]["role"] in ("system", "developer"):
+            raise ConfigError("there is nothing to answer again; send a message first")
+        return self._answer(kept, params, options)
+
+    def clear(self) -> None:
+        """Forget everything but what the system says."""
+        self._end_turn()
+        self.messages[:] = turns(self.messages)[0]
+        self._seen.clear()
+        self._dropped.clear()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the history as JSON, whole or not at all. Raises OSError."""
+        self._end_turn()
+        data = {
+            "format": FILE_FORMAT,
+            "version": FILE_VERSION,
+            "model": self._model,
+            "messages": self.messages,
+        }
+        text = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+        path = Path(path)
+        # A file of its own beside the target, so that the rename stays on one file system.
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Put the history of a file that `save` wrote in place of this one.
+
+        Raises NotFoundError, FormatError (not such a file).
+        """
+        self._end_turn()
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise NotFoundError(f"{os.fspath(path)}: there is no such file") from None
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise FormatError(f"{os.fspath(path)}: not a saved chat: {error}") from None
+        if not isinstance(data, dict) or data.get("format") != FILE_FORMAT:
+            raise FormatError(f"{os.fspath(path)}: not a saved chat (format {FILE_FORMAT!r})")
+        if data.get("version") != FILE_VERSION:
+            raise FormatError(
+                f"{os.fspath(path)}: found version {data.get('version')!r}; this program reads "
+                f"version {FILE_VERSION}"
+            )
+        messages = data.get("messages")
+        try:
+            if messages != []:
+                check_messages(messages)
+        except ConfigError as error:
+            raise FormatError(f"{os.fspath(path)}: {error}") from None
+        assert isinstance(messages, list)
+        self.messages[:] = [dict(message) for message in messages]
+        self._seen.clear()
+        self._dropped.clear()
+
+    def close(self) -> None:
+        """End an answer that is still running."""
+        self._end_turn()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _answer(
+        self,
+        messages: list[dict[str, Any]],
+        params: SamplingParams | None,
+        options: Mapping[str, Any],
+    ) -> Stream:
+        """Queue the answer to `messages`; they become the history once it has begun."""
+        params = sampling_params(self.params if params is None else params, options)
+        n = len(self._dropped)
+        if turns(messages)[1][:n] != self._dropped:  # the history was edited
+            n = 0
+        prompt, params, notes = fitted(
+            messages,
+            self._prompt,
+            params,
+            n_ctx=self._engine.n_ctx,
+            overflow=self.overflow,
+            dropped=n,
+        )
+        handle = self._engine.submit(
+            Request(
+                ids=prompt.ids,
+                params=params,
+                salt=self._salt,
+                continues=False,
+                notes=(*self._notes, *notes),
+                dropped_turns=prompt.dropped_turns,
+                dropped_tokens=prompt.dropped_tokens,
+            )
+        )
+        self._turn = turn = _Turn(handle=handle, prompt=prompt, before=list(self.messages))
+        self.messages[:] = messages
+        self._dropped = turns(messages)[1][: prompt.dropped_turns]
+        self._seen = [(prompt.text, prompt.ids)]
+        return Stream(
+            handle,
+            on_end=lambda completion: self._record(turn, completion),
+            on_error=lambda: self._withdraw(turn),
+        )
+
+    def _record(self, turn: _Turn, raw: Completion) -> Completion:
+        """Put the answer into the history; make of it what the caller sees."""
+        prompt = turn.prompt
+        completion = raw if self._finish is None else self._finish(raw, prompt.text)
+        if self._turn is not turn:
+            return completion
+        if not raw.token_ids and raw.finish_reason == "cancelled":
+            self._withdraw(turn)  # nothing was said: as if it had not been asked
+            return completion
+        self._turn = None
+        answer: dict[str, Any] = {"role": "assistant", "content": completion.text}
+        if completion.reasoning:
+            answer["reasoning_content"] = completion.reasoning
+        self.messages.append(answer)
+        self._seen.append((prompt.text + raw.text, prompt.ids + raw.token_ids))
+        return completion
+
+    def _withdraw(self, turn: _Turn) -> None:
+        """The history as it was before the turn."""
+        if self._turn is turn:
+            self._turn = None
+            self.messages[:] = turn.before
+
+    def _prompt(self, messages: Iterable[Message]) -> ChatPrompt:
+        """Render, and use the ids that were seen for as much of the text as was seen."""
+        messages = tuple(messages)
+        text = self._format.render(messages)
+        for seen_text, seen_ids in sorted(self._seen, key=lambda seen: -len(seen[0])):
+            if not text.startswith(seen_text):
+                continue
+            rest = self._format.tokenizer.encode(
+                text[len(seen_text) :], add_special=False, parse_special=True
+            )
+            # Only a control token surely begins a new token wherever the text is cut.
+            if not rest or self._format.tokenizer.is_special(rest[0]):
+                return ChatPrompt(text=text, ids=(*seen_ids, *rest), messages=messages)
+        return ChatPrompt(text=text, ids=tuple(self._format.encode(text)), messages=messages)
+
+    def _end_turn(self) -> None:
+        """End an answer whose stream was left, and record what it said."""
+        turn = self._turn
+        if turn is None:
+            return
+        turn.handle.cancel()
+        try:
+            self._record(turn, turn.handle.result())
+        except InsulaError:
+            self._withdraw(turn)  # it had failed; whoever read its stream was told
+
+
+def _last(stream: Stream) -> Completion:
+    for _ in stream:
+        pass
+    assert stream.completion is not None
+    return stream.completion

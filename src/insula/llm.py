@@ -1,0 +1,407 @@
+"""The front door: a model by name or path, and what one can do with it.
+
+    from insula import LLM
+    with LLM("smollm2:135m") as llm:
+        print(llm.generate("The sky is", max_tokens=20).text)
+
+Owns the way from what a person writes (text, ids, messages, options by name) to requests, and
+nothing of how they run. Everything that differs from what was asked is an error or a line in the
+report. Thread-safe, except that a ChatSession belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+from insula.config import parse_size, settings
+from insula.engine.load import load
+from insula.engine.options import sampling_params
+from insula.engine.request import Handle, Request, TextEngine, Tokenizer
+from insula.engine.stream import Stream
+from insula.errors import ConfigError
+from insula.types import Completion, Message, ModelInfo, SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from insula.chat.prompt import ChatFormat, ChatPrompt, Overflow
+    from insula.chat.session import ChatSession
+    from insula.chat.templates import ChatTemplate
+    from insula.hub.transport import Progress
+
+#: One prompt: text, or token ids.
+Prompt = str | Sequence[int]
+
+
+class LLM:
+    """A loaded model. Close it, or use it as a context manager.
+
+    model_info says what was loaded, which engine runs it and why. tokenizer is the model's.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        engine: str | None = None,
+        kv_type: str = "f16",
+        kv_memory: int | str | None = None,
+        max_running: int = 16,
+        download: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Load a model.
+
+        model: a path to a GGUF file, a name such as smollm2:135m or hf.co/owner/repo[:quant].
+        n_ctx: tokens of context; None chooses as many as kv_memory allows, at most what the
+            model was trained for, and says so in every report.
+        n_threads: compute threads; None: one per physical core that this process may use.
+        engine: auto (default, or INSULA_ENGINE), native, llamacpp, reference.
+        kv_type: how keys and values are kept, f16 or f32.
+        kv_memory: what the KV cache may take, in bytes or such as "2G"; None: 1 GiB or a
+            quarter of the free memory, whichever is less.
+        max_running: most requests that advance together; others wait their turn.
+        download: fetch a model that is not here yet; progress is told how far it is.
+
+        Raises ConfigError, NotFoundError, FormatError, UnsupportedError, TokenizerError,
+        ResourceError, and DownloadError if it may download.
+        """
+        from insula.hub import advice
+        from insula.hub.resolve import locate
+
+        env = settings()
+        if kv_memory is None:
+            kv_memory = env.kv_memory
+        found = locate(model, allow_download=download, progress=progress)
+        loaded = load(
+            found.path,
+            name=found.name,
+            engine=env.engine if engine is None else engine,
+            n_ctx=n_ctx,
+            n_threads=env.threads if n_threads is None else n_threads,
+            kv_type=kv_type,
+            kv_memory=None if kv_memory is None else parse_size(kv_memory, name="kv_memory"),
+            available=advice.memory().available,
+            max_running=max_running,
+            kv_bytes_of=advice.kv_bytes_per_token,
+        )
+        self.model_info: ModelInfo = loaded.info
+        self._engine: TextEngine = loaded.engine
+        self._close: Callable[[], None] = loaded.close
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._engine.tokenizer
+
+    @property
+    def n_ctx(self) -> int:
+        """Most tokens of prompt and completion together."""
+        return self._engine.n_ctx
+
+    @overload
+    def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | list[list[int]],
+        params: SamplingParams | None = None,
+        **options: Any,
+    ) -> list[Completion]: ...
+
+    def generate(
+        self,
+        prompt: Prompt | list[str] | list[list[int]],
+        params: SamplingParams | None = None,
+        *,
+        overflow: Literal["error", "stop"] = "error",
+        use_cache: bool = True,
+        salt: str = "",
+        **options: Any,
+    ) -> Completion | list[Completion]:
+        """Go on from a prompt, or from each of a list of prompts (they run together).
+
+        prompt: text (its control tokens are recognized) or token ids (used as they are).
+        params, options: how to choose tokens, see SamplingParams; options by keyword win.
+            max_tokens None goes on until the model or the context ends it.
+        overflow: what happens if prompt and max_tokens exceed the context: "error", or "stop":
+            generate until it is full (finish_reason "length", and a note).
+        use_cache, salt: see engine.request.Request.
+        Raises ConfigError, ContextOverflowError, TokenizerError, EngineError.
+        """
+        prompts, one = self._prompts(prompt)
+        sampling = sampling_params(params, options, others=("overflow", "use_cache", "salt"))
+        handles: list[Handle] = []
+        try:
+            for ids in prompts:
+                request = self._request(ids, sampling, overflow, use_cache=use_cache, salt=salt)
+                handles.append(self._engine.submit(request))
+            completions = [handle.result() for handle in handles]
+        except BaseException:  # one of them failed, or Ctrl-C: none goes on alone
+            for handle in handles:
+                handle.cancel()
+            raise
+        return completions[0] if one else completions
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        overflow: Literal["error", "stop"] = "error",
+        use_cache: bool = True,
+        salt: str = "",
+        **options: Any,
+    ) -> Stream:
+        """As `generate` of one prompt, chunk by chunk. Closing or dropping the stream cancels.
+
+        Errors of the request are raised here, before the first chunk is asked for.
+        """
+        prompts, one = self._prompts(prompt)
+        if not one:
+            raise ConfigError("stream takes one prompt; open a stream for each")
+        sampling = sampling_params(params, options, others=("overflow", "use_cache", "salt"))
+        request = self._request(prompts[0], sampling, overflow, use_cache=use_cache, salt=salt)
+        return Stream(self._engine.submit(request))
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        template: ChatTemplate | str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+        overflow: Overflow = "error",
+        salt: str = "",
+        **options: Any,
+    ) -> Completion:
+        """The assistant's answer to a conversation.
+
+        messages: each with role and content. template: a format's name, Jinja, or None for the
+            model's own; tools and template_arguments (such as enable_thinking) are given to it.
+        overflow: "error", "stop" or "drop_oldest" (whole turns, never the system's message;
+            the report says how many).
+        Raises what `generate` raises, and TemplateError.
+        """
+        stream = self.chat_stream(
+            messages,
+            params,
+            template=template,
+            tools=tools,
+            template_arguments=template_arguments,
+            overflow=overflow,
+            salt=salt,
+            **options,
+        )
+        for _ in stream:
+            pass
+        assert stream.completion is not None
+        return stream.completion
+
+    def chat_stream(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        template: ChatTemplate | str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+        overflow: Overflow = "error",
+        salt: str = "",
+        **options: Any,
+    ) -> Stream:
+        """As `chat`, chunk by chunk."""
+        from insula.chat import prompt as chat_prompt
+
+        chat_prompt.check_messages(messages)
+        chat_prompt.check_overflow(overflow)
+        names = ("template", "tools", "template_arguments", "overflow", "salt")
+        sampling = sampling_params(params, options, others=names)
+        chat_format = self._chat_format(template, tools, template_arguments)
+        prompt, sampling, notes = chat_prompt.fitted(
+            messages, chat_format.prompt, sampling, n_ctx=self.n_ctx, overflow=overflow
+        )
+        request = Request(
+            ids=prompt.ids,
+            params=sampling,
+            salt=salt,
+            continues=False,
+            notes=(*self.model_info.notes, *notes),
+            dropped_turns=prompt.dropped_turns,
+            dropped_tokens=prompt.dropped_tokens,
+        )
+        return Stream(self._engine.submit(request), on_end=self._finish(prompt))
+
+    def chat_session(
+        self,
+        *,
+        system: str | None = None,
+        template: ChatTemplate | str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+        overflow: Overflow = "error",
+        params: SamplingParams | None = None,
+        salt: str = "",
+        **options: Any,
+    ) -> ChatSession:
+        """A conversation whose history stays in the KV cache; see `chat.session.ChatSession`.
+
+        params, options: the defaults of its turns. The rest is as in `chat`.
+        """
+        from insula.chat.session import ChatSession
+
+        names = ("system", "template", "tools", "template_arguments", "overflow", "salt")
+        chat_format = self._chat_format(template, tools, template_arguments)
+        chat_format.template.prepare()
+        return ChatSession(
+            self._engine,
+            chat_format,
+            system=system,
+            params=sampling_params(params, options, others=names),
+            overflow=overflow,
+            salt=salt,
+            notes=self.model_info.notes,
+            finish=lambda completion, prompt: self._finish(prompt)(completion),
+            model=self.model_info.name,
+        )
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """Ids of a text, as `generate` makes them. Raises TokenizerError."""
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """Text of ids; U+FFFD where they do not make whole characters. Raises TokenizerError."""
+        return self.tokenizer.decode(list(ids), skip_special=skip_special)
+
+    def perplexity(
+        self, text: Prompt, *, window: int | None = None, stride: int | None = None
+    ) -> float:
+        """How surprised the model is by a text: exp of the mean negative natural-log likelihood
+        per token, over windows of `window` tokens (default: the context) that begin `stride`
+        apart (default: half a window). See `engine.scoring.perplexity` for the formula.
+
+        A text is encoded with the begin token and without looking for control tokens.
+        Raises ConfigError, UnsupportedError (the backend gives no logits).
+        """
+        from insula.engine import scoring
+
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else _ids(text)
+        return scoring.perplexity(self._engine, ids, window=window, stride=stride)
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Raw logits float32 [T, n_vocab]: row t is for the token after ids[t].
+
+        Raises ConfigError, ContextOverflowError, UnsupportedError.
+        """
+        from insula.engine import scoring
+
+        return scoring.prompt_logits(self._engine, _ids(ids))
+
+    def close(self) -> None:
+        """Cancel what runs and free the model. Twice is harmless."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        info = self.model_info
+        return f"LLM({info.name!r}, engine={info.engine!r}, n_ctx={info.n_ctx})"
+
+    def _prompts(self, prompt: Any) -> tuple[list[tuple[int, ...]], bool]:
+        """The prompts as ids, and whether it is one and not a list."""
+        if isinstance(prompt, str):
+            return [self._encoded(prompt)], True
+        if not isinstance(prompt, Sequence) and not hasattr(prompt, "__array__"):
+            raise ConfigError(
+                f"prompt: found {type(prompt).__name__}; allowed: text, ids, or a list of them"
+            )
+        items = list(prompt)
+        if not items:
+            raise ConfigError("the prompt is empty; at least one token is needed")
+        if all(isinstance(item, str) for item in items):
+            return [self._encoded(item) for item in items], False
+        if all(hasattr(item, "__index__") for item in items):
+            return [_ids(items)], True
+        return [_ids(item) for item in items], False
+
+    def _encoded(self, text: str) -> tuple[int, ...]:
+        ids = tuple(self.tokenize(text))
+        if not ids:
+            raise ConfigError(
+                "the prompt is empty, and this model has no token that begins a text; "
+                "give it something to go on from"
+            )
+        return ids
+
+    def _request(
+        self,
+        ids: tuple[int, ...],
+        params: SamplingParams,
+        overflow: str,
+        *,
+        use_cache: bool,
+        salt: str,
+    ) -> Request:
+        from insula.chat.prompt import check_overflow, clipped
+
+        check_overflow(overflow, ("error", "stop"))
+        notes: tuple[str, ...] = ()
+        if overflow == "stop":
+            params, notes = clipped(params, len(ids), self.n_ctx)
+        return Request(
+            ids=ids,
+            params=params,
+            salt=salt,
+            use_cache=use_cache,
+            notes=(*self.model_info.notes, *notes),
+        )
+
+    def _chat_format(
+        self,
+        template: ChatTemplate | str | None,
+        tools: Sequence[Mapping[str, Any]] | None,
+        arguments: Mapping[str, Any] | None,
+    ) -> ChatFormat:
+        from insula.chat.prompt import ChatFormat, chat_template
+
+        return ChatFormat(
+            tokenizer=self.tokenizer,
+            template=chat_template(self.tokenizer, template),
+            tools=tools,
+            arguments={} if arguments is None else arguments,
+        )
+
+    def _finish(self, prompt: ChatPrompt | str) -> Callable[[Completion], Completion]:
+        """What makes of a raw completion the one that the caller sees."""
+        return lambda completion: completion
+
+
+def _ids(ids: Any) -> tuple[int, ...]:
+    """Token ids as plain integers; True and 1.0 are not ids."""
+    try:
+        if any(isinstance(i, bool) for i in ids):
+            raise TypeError
+        return tuple(operator.index(i) for i in ids)
+    except TypeError:
+        raise ConfigError("token ids: allowed is a sequence of whole numbers") from None
