@@ -43,10 +43,13 @@ def print_all(chunks: Iterable[Chunk], printer: Printer) -> Completion | None:
     return completion
 
 
-def remarks(completion: Completion, *, limited: bool) -> list[str]:
-    """What the person should know: what was cut or dropped. `limited`: they set the limit."""
+def remarks(completion: Completion, *, limited: bool, known: tuple[str, ...]) -> list[str]:
+    """What the person should know: what was cut or dropped.
+
+    limited: they set the limit themselves. known: notes about the model, which need no repeating.
+    """
     report = completion.report
-    lines = list(report.notes)
+    lines = [line for line in report.notes if line not in known]
     if report.dropped_turns:
         dropped = text("run.dropped", turns=report.dropped_turns, tokens=report.dropped_tokens)
         lines.append(dropped)

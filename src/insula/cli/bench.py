@@ -58,13 +58,9 @@ def bench(
     located = locate(model)
     from insula.llm import LLM
 
-    options: dict[str, Any] = {"threads": threads, "engine": engine}
     begun = time.perf_counter()
-    llm = LLM(
-        located.path,
-        n_ctx=prompt_tokens + new_tokens,
-        **{key: value for key, value in options.items() if value is not None},
-    )
+    n_ctx = prompt_tokens + new_tokens
+    llm = LLM(located.name, n_ctx=n_ctx, n_threads=threads, engine=engine)
     loading = time.perf_counter() - begun
     counter = Counter(text("bench.working")) if is_terminal(sys.stderr) and not as_json else None
     try:

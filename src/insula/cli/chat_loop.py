@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from insula.cli import sampling_settings, slash
 from insula.cli.answer import Printer, print_all, remarks, statistics
-from insula.cli.conversation import Conversation
-from insula.cli.failures import complain
+from insula.cli.failures import complain, report_os_error
 from insula.cli.inputs import checked
 from insula.cli.line_input import line_source, read_message
-from insula.cli.output import is_terminal, note, say, write
+from insula.cli.output import is_terminal, note, say
 from insula.errors import InsulaError
-from insula.hub.resolve import Located
 from insula.locale import text
 
 if TYPE_CHECKING:
+    from insula.chat.session import ChatSession
+    from insula.engine.stream import Stream
     from insula.llm import LLM
     from insula.types import Completion
 
@@ -29,25 +29,19 @@ class ChatLoop:
     """One chat with one model. `run` returns when the person leaves."""
 
     def __init__(
-        self,
-        llm: LLM,
-        located: Located,
-        *,
-        system: str | None,
-        settings: dict[str, Any],
-        stats: bool,
+        self, llm: LLM, session: ChatSession, *, settings: dict[str, Any], stats: bool
     ) -> None:
+        self.session = session
+        self.settings = settings
         self._llm = llm
-        self._located = located
         self._stats = stats
         self._last: Completion | None = None
-        self.conversation = Conversation(model=located.name, system=system, settings=settings)
 
     def run(self) -> None:
         """Talk until Ctrl-D or /bye."""
         source = line_source(tuple(slash.COMMANDS))
         if is_terminal(sys.stdout):
-            say(text("run.welcome", model=self._located.name))
+            say(text("run.welcome", model=self._llm.model_info.name))
         while True:
             try:
                 line = read_message(source)
@@ -63,65 +57,59 @@ class ChatLoop:
                     break
             except InsulaError as error:
                 complain(str(error))
-            except KeyboardInterrupt:  # before the first piece of an answer
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                report_os_error(error)
+            except KeyboardInterrupt:
                 note(text("run.stopped"))
 
     def describe(self) -> list[tuple[str, str]]:
         """The model and how full its context is."""
-        llm = self._llm
-        rows = [
-            (text("run.show_model"), self._located.name),
-            (text("run.show_engine"), f"{llm.engine} {llm.isa}: {llm.engine_reason}"),
-        ]
+        info = self._llm.model_info
+        used = 0
         if self._last is not None:
             report = self._last.report
             used = report.prompt_tokens + report.completion_tokens
-            rows.append((text("run.show_context"), f"{used:,} / {llm.n_ctx:,}"))
-        else:
-            rows.append((text("run.show_context"), f"{llm.n_ctx:,}"))
-        return rows
+        rows = [
+            (text("run.show_model"), f"{info.name} ({info.arch}, {info.quantization})"),
+            (text("run.show_engine"), f"{info.engine} {info.isa}: {info.engine_reason}"),
+            (text("run.show_context"), f"{used:,} / {self._llm.n_ctx:,}"),
+        ]
+        return rows + [("", line) for line in info.notes]
 
     def _handle(self, line: str) -> bool:
         """Do what the line says; False to leave."""
-        if line.startswith("//"):
-            line = line[1:]
-        elif line.startswith("/"):
+        params = sampling_settings.params(self.settings)
+        if line.startswith("/") and not line.startswith("//"):
             outcome = slash.execute(self, line)
             if outcome.show is not None:
                 say(outcome.show)
-            if outcome.ask is not None:
-                self._answer(outcome.ask)
+            if outcome.regenerate:
+                self._print(self.session.regenerate_stream(params))
             return not outcome.leave
-        self._answer(checked(line))
+        # "//" says a message that begins with "/".
+        message = line[1:] if line.startswith("//") else line
+        self._print(self.session.stream(checked(message), params))
         return True
 
-    def _answer(self, question: str) -> None:
-        conversation = self.conversation
-        params = sampling_settings.params(conversation.settings)
-        messages = [*conversation.all_messages(), {"role": "user", "content": question}]
+    def _print(self, stream: Stream) -> None:
         printer = Printer()
-        chunks = self._llm.chat(messages, params, stream=True)
-        completion: Completion | None = None
         try:
-            completion = print_all(chunks, printer)
+            print_all(stream, printer)
         except KeyboardInterrupt:
-            if not printer.text:
-                raise
-            write("\n")
+            printer.end()
             note(text("run.stopped"))
         else:
             printer.end()
         finally:
-            chunks.close()
-        answer = completion.text if completion is not None else printer.text
-        conversation.messages += [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": answer},
-        ]
+            stream.close()
+        completion = stream.completion
         if completion is None:
             return
         self._last = completion
-        for line in remarks(completion, limited=params.max_tokens is not None):
+        limited = self.settings.get("max_tokens") is not None
+        for line in remarks(completion, limited=limited, known=self._llm.model_info.notes):
             note(line)
         if self._stats:
             note(statistics(completion.report))

@@ -84,9 +84,8 @@ def _usage(error: BaseException) -> str:
     if kind == "BadParameter":
         param = getattr(error, "param", None)
         name = "/".join(param.opts) if param is not None else "?"
-        value = re.match(r"(['\"])(.*)\1 is not a valid (?:int|integer|float)", message)
-        if value is not None:
-            return text("cli.not_a_number", option=name, value=value[2]) + hint
+        if re.search(r"valid (?:int|integer|float|number)\b", message):
+            return text("cli.not_a_number", option=name) + hint
         return text("cli.bad_value", option=name, reason=message.rstrip(".")) + hint
     extra = re.search(r"unexpected extra argument[s()]* \(?(.*?)\)?\.?$", message)
     if extra is not None:

@@ -7,56 +7,73 @@ from typing import TYPE_CHECKING
 from insula.cli.answer import Printer, document, print_all, remarks, statistics
 from insula.cli.output import note, say_json
 from insula.errors import ConfigError
-from insula.hub.resolve import Located
 from insula.locale import text
 from insula.types import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from insula.chat.prompt import Overflow
+    from insula.engine.stream import Stream
     from insula.llm import LLM
-    from insula.types import Chunk
 
 
 def give(
     llm: LLM,
-    located: Located,
     question: str,
     *,
     system: str | None,
+    template: str | None,
+    overflow: Overflow,
     params: SamplingParams,
     raw: bool,
     stats: bool,
     as_json: bool,
 ) -> None:
     """Stream the answer; with `as_json` print one document at the end."""
-    if raw and system is not None:
-        raise ConfigError(text("run.raw_has_no_system"))
-    chunks: Iterator[Chunk]
-    if raw or llm.chat_template is None:
-        if not raw:
-            note(text("run.no_template"))
-        chunks = llm.stream(question, params)
-    else:
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        messages.append({"role": "user", "content": question})
-        chunks = llm.chat(messages, params, stream=True)
+    stream = _stream(llm, question, system, template, overflow, params, raw=raw)
     if as_json:
-        completion = None
-        for chunk in chunks:
-            completion = chunk.completion or completion
-        if completion is not None:
-            say_json(document(completion, located.name))
+        for _ in stream:
+            pass
+        if stream.completion is not None:
+            say_json(document(stream.completion, llm.model_info.name))
         return
     printer = Printer()
     try:
-        completion = print_all(chunks, printer)
-    finally:
+        print_all(stream, printer)
+    except KeyboardInterrupt:
         if printer.text:
             printer.end()
+        raise
+    printer.end()
+    completion = stream.completion
     if completion is None:
         return
-    for line in remarks(completion, limited=params.max_tokens is not None):
+    limited = params.max_tokens is not None
+    for line in remarks(completion, limited=limited, known=llm.model_info.notes):
         note(line)
     if stats:
+        for line in llm.model_info.notes:
+            note(line)
         note(statistics(completion.report))
+
+
+def _stream(
+    llm: LLM,
+    question: str,
+    system: str | None,
+    template: str | None,
+    overflow: Overflow,
+    params: SamplingParams,
+    *,
+    raw: bool,
+) -> Stream:
+    if raw and (system is not None or template is not None):
+        raise ConfigError(text("run.raw_is_raw"))
+    if not raw and template is None and not llm.model_info.has_chat_template:
+        note(text("run.no_template"))
+        raw = True
+    if raw:
+        policy = overflow if overflow != "drop_oldest" else "error"
+        return llm.stream(question, params, overflow=policy)
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": question})
+    return llm.chat_stream(messages, params, template=template, overflow=overflow)

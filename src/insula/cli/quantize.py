@@ -38,7 +38,7 @@ def quantize(
 
         bar = Counter(text("quantize.working"))
     try:
-        report = quantize_file(path, target, fmt, progress=bar)
+        report = quantize_file(path, target, fmt, progress=bar, overwrite=force)
     finally:
         if bar is not None:
             bar.close()

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from insula.cli import sampling_settings
+from insula.chat.prompt import check_overflow
+from insula.cli import one_answer, sampling_settings
 from insula.cli.inputs import checked, read_stdin, something_is_piped_in, stdin_is_terminal
 from insula.cli.output import note
 from insula.cli.transfers import TransferDisplay
 from insula.errors import ConfigError
 from insula.hub import catalog
-from insula.hub.resolve import Located, locate
+from insula.hub.resolve import locate
 from insula.locale import text
 
 if TYPE_CHECKING:
+    from insula.chat.prompt import Overflow
     from insula.llm import LLM
 
 
@@ -84,50 +87,69 @@ def run(
     engine: Annotated[
         str | None, typer.Option("--engine", metavar="NAME", help=text("help.engine"))
     ] = None,
+    overflow: Annotated[
+        str | None, typer.Option("--overflow", metavar="POLICY", help=text("help.overflow"))
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option("--template", metavar="NAME|FILE", help=text("help.template"))
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help=text("help.raw"))] = False,
     stats: Annotated[bool, typer.Option("--stats", help=text("help.stats"))] = False,
     as_json: Annotated[bool, typer.Option("--json", help=text("help.run_json"))] = False,
 ) -> None:
     """The command."""
-    chosen = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "typical_p": typical_p,
-        "repeat_penalty": repeat_penalty,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "repeat_last_n": repeat_last_n,
-        "seed": seed,
-        "stop": tuple(stop) if stop else None,
-        "samplers": None if samplers is None else sampling_settings.parse("samplers", samplers),
-        "ignore_eos": ignore_eos or None,
-    }
-    settings = {key: value for key, value in chosen.items() if value is not None}
-    sampling_settings.params(settings)  # a wrong value is told before a model is loaded
+    settings = given(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        repeat_penalty=repeat_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        repeat_last_n=repeat_last_n,
+        seed=seed,
+        stop=tuple(stop) if stop else None,
+        samplers=None if samplers is None else sampling_settings.parse("samplers", samplers),
+        ignore_eos=ignore_eos or None,
+    )
+    # Whatever is wrong with the command line is told before a model is fetched or loaded.
+    params = sampling_settings.params(settings)
+    if overflow is not None:
+        check_overflow(overflow)
     if prompt is None and model is not None and _is_question(model):
         model, prompt = None, model
     question = _question(prompt)
-    with _model(model or catalog.DEFAULT_MODEL, ctx, threads, engine) as (located, llm):
-        if question is None and not as_json:
+    if question is None and (as_json or raw):
+        raise ConfigError(text("run.empty_prompt"))
+    system = None if system is None else checked(system)
+    template = None if template is None else _template(template)
+    options = given(n_ctx=ctx, n_threads=threads, engine=engine)
+    with _model(model or catalog.DEFAULT_MODEL, options) as llm:
+        if question is not None:
+            one_answer.give(
+                llm,
+                question,
+                system=system,
+                template=template,
+                overflow=cast("Overflow", overflow or "error"),
+                params=params,
+                raw=raw,
+                stats=stats,
+                as_json=as_json,
+            )
+            return
+        policy = cast("Overflow", overflow or "drop_oldest")
+        with llm.chat_session(system=system, template=template, overflow=policy) as session:
             from insula.cli.chat_loop import ChatLoop
 
-            ChatLoop(llm, located, system=system, settings=settings, stats=stats).run()
-            return
-        from insula.cli import one_answer
+            ChatLoop(llm, session, settings=settings, stats=stats).run()
 
-        one_answer.give(
-            llm,
-            located,
-            question or "",
-            system=None if system is None else checked(system),
-            params=sampling_settings.params(settings),
-            raw=raw,
-            stats=stats,
-            as_json=as_json,
-        )
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _is_question(argument: str) -> bool:
@@ -150,10 +172,21 @@ def _question(prompt: str | None) -> str | None:
     return checked("\n\n".join(parts))
 
 
+def _template(choice: str) -> str:
+    """A chat format's name, or the Jinja source in the file of that name."""
+    from insula.chat.formats import FORMATS
+
+    if choice in FORMATS:
+        return choice
+    try:
+        return Path(choice).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        known = ", ".join(FORMATS)
+        raise ConfigError(text("run.no_such_template", choice=choice[:80], known=known)) from None
+
+
 @contextmanager
-def _model(
-    name: str, ctx: int | None, threads: int | None, engine: str | None
-) -> Iterator[tuple[Located, LLM]]:
+def _model(name: str, options: dict[str, Any]) -> Iterator[LLM]:
     """The model, downloaded first if it is not here yet."""
     with TransferDisplay() as display:
         located = locate(name, allow_download=True, progress=display)
@@ -161,9 +194,5 @@ def _model(
         note(text("pull.licence", licence=located.manifest.licence))
     from insula.llm import LLM
 
-    options: dict[str, Any] = {"n_ctx": ctx, "threads": threads, "engine": engine}
-    llm = LLM(located.path, **{key: value for key, value in options.items() if value is not None})
-    try:
-        yield located, llm
-    finally:
-        llm.close()
+    with LLM(located.name, **options) as llm:
+        yield llm

@@ -1,6 +1,6 @@
 """What a line that begins with "/" does in a chat.
 
-Each command gets the chat and the rest of its line and answers with text to show, or tells the
+Each command gets the chat and the rest of its line, and answers with text to show or tells the
 loop what to do next. A command that fails raises InsulaError and changes nothing.
 """
 
@@ -8,19 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from insula.cli import sampling_settings
-from insula.cli.conversation import Conversation
 from insula.cli.output import facts
 from insula.errors import ConfigError
+from insula.hub import places
+from insula.hub.names import is_safe_segment
 from insula.locale import text
+
+if TYPE_CHECKING:
+    from insula.chat.session import ChatSession
+
+#: Messages that /show lists, and how much of each.
+SHOWN_MESSAGES, SHOWN_CHARACTERS = 6, 70
 
 
 class Chat(Protocol):
-    """What the commands need of the running chat."""
+    """What the commands need of the running chat. `settings` is what was set, by name."""
 
-    conversation: Conversation
+    session: ChatSession
+    settings: dict[str, Any]
 
     def describe(self) -> list[tuple[str, str]]:
         """The model and how full its context is, for a person."""
@@ -29,70 +38,79 @@ class Chat(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What follows: something to show, a question to ask (again), or the end."""
+    """What follows: something to show, the last question again, or the end."""
 
     show: str | None = None
-    ask: str | None = None
+    regenerate: bool = False
     leave: bool = False
 
 
+def chat_path(name: str) -> Path:
+    """Where a chat of that name is: a path as it is, a plain name in Insula's own folder."""
+    if not name:
+        raise ConfigError(text("run.needs_name"))
+    if is_safe_segment(name):
+        return places.home() / "chats" / (name if name.endswith(".json") else f"{name}.json")
+    return Path(name).expanduser()
+
+
 def _system(chat: Chat, rest: str) -> Outcome:
-    conversation = chat.conversation
-    if not rest:
-        return Outcome(show=conversation.system or text("run.no_system"))
     if rest.lower() == "off":
-        conversation.system = None
-        return Outcome(show=text("run.no_system"))
-    conversation.system = rest
-    return Outcome(show=text("run.system_set"))
+        chat.session.system = None
+    elif rest:
+        chat.session.system = rest
+        return Outcome(show=text("run.system_set"))
+    return Outcome(show=chat.session.system or text("run.no_system"))
 
 
 def _clear(chat: Chat, rest: str) -> Outcome:
-    chat.conversation.messages.clear()
+    chat.session.clear()
     return Outcome(show=text("run.cleared"))
 
 
 def _save(chat: Chat, rest: str) -> Outcome:
-    return Outcome(show=text("run.saved", path=chat.conversation.save(rest)))
+    path = chat_path(rest)
+    if path.parent == places.home() / "chats":
+        places.private_folder(path.parent)
+    chat.session.save(path)
+    return Outcome(show=text("run.saved", path=path))
 
 
 def _load(chat: Chat, rest: str) -> Outcome:
-    path = chat.conversation.load(rest)
-    count = len(chat.conversation.messages)
-    return Outcome(show=text("run.loaded", path=path, count=count))
+    path = chat_path(rest)
+    chat.session.load(path)
+    return Outcome(show=text("run.loaded", path=path, count=len(chat.session.messages)))
 
 
 def _set(chat: Chat, rest: str) -> Outcome:
-    conversation = chat.conversation
     name, _, value = rest.replace("=", " ", 1).partition(" ")
     if not name:
-        return Outcome(show=facts(sampling_settings.effective(conversation.settings)))
+        return Outcome(show=facts(sampling_settings.effective(chat.settings)))
     if not value.strip():
         raise ConfigError(text("run.set_usage"))
     key = name.lower().replace("-", "_")
-    chosen = {**conversation.settings, key: sampling_settings.parse(name, value.strip())}
+    chosen = {**chat.settings, key: sampling_settings.parse(name, value.strip())}
     chosen = {k: v for k, v in chosen.items() if v is not None}
     rows = dict(sampling_settings.effective(chosen))
-    conversation.settings = chosen
+    chat.settings = chosen
     return Outcome(show=f"{key} = {rows[key]}")
 
 
 def _show(chat: Chat, rest: str) -> Outcome:
-    conversation = chat.conversation
+    messages = [m for m in chat.session.messages if m["role"] != "system"]
     rows = chat.describe()
-    rows.append((text("run.show_system"), conversation.system or "-"))
-    rows.append((text("run.show_messages"), str(len(conversation.messages))))
-    for message in conversation.messages[-6:]:
-        line = " ".join(message["content"].split())
-        rows.append((f"  {message['role']}", line if len(line) <= 70 else line[:69] + "…"))
+    rows.append((text("run.show_system"), chat.session.system or "-"))
+    rows.append((text("run.show_messages"), str(len(messages))))
+    for message in messages[-SHOWN_MESSAGES:]:
+        line = " ".join(str(message["content"]).split())
+        if len(line) > SHOWN_CHARACTERS:
+            line = line[: SHOWN_CHARACTERS - 1] + "…"
+        rows.append((f"  {message['role']}", line))
     return Outcome(show=facts(rows))
 
 
 def _regenerate(chat: Chat, rest: str) -> Outcome:
-    question = chat.conversation.take_back()
-    if question is None:
-        raise ConfigError(text("run.nothing_to_regenerate"))
-    return Outcome(ask=question)
+    return Outcome(regenerate=True)
 
 
 def _help(chat: Chat, rest: str) -> Outcome:
@@ -118,10 +136,9 @@ COMMANDS: dict[str, Callable[[Chat, str], Outcome]] = {
 
 def execute(chat: Chat, line: str) -> Outcome:
     """Run one line that begins with "/". ConfigError for a command that there is not."""
-    word, _, rest = line.strip().partition(" ")
-    name, _, more = word.partition("\n")
+    name, *rest = line.strip().split(maxsplit=1)
     command = COMMANDS.get(name.lower())
     if command is None:
         known = " ".join(COMMANDS)
         raise ConfigError(text("run.no_such_slash", name=name[:40], known=known))
-    return command(chat, f"{more}\n{rest}".strip() if more else rest.strip())
+    return command(chat, rest[0].strip() if rest else "")

@@ -24,7 +24,7 @@ class TransferDisplay:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._shown = ""
-        self._tenth = -1
+        self._told = -1
         self.used = False
 
     def __enter__(self) -> Self:
@@ -98,14 +98,13 @@ class TransferDisplay:
     def _tell(self, event: Transfer) -> None:
         label = self._label(event)
         if label != self._shown:
-            self._shown, self._tenth = label, -1
-        if not event.total:
-            if self._tenth < 0:
-                self._tenth = 0
-                note(label)
+            self._shown, self._told = label, -1
+            note(label if event.total is None else f"{label} ({size(event.total)})")
+        # A log needs few lines: quarters of a download, and only the start of the rest.
+        if event.phase != "download" or not event.total:
             return
-        tenth = event.done * 10 // event.total
-        if tenth == self._tenth:
-            return
-        self._tenth = tenth
-        note(f"{label}: {tenth * 10} % ({size(event.done)} / {size(event.total)})")
+        quarter = event.done * 4 // event.total
+        if quarter > self._told:
+            self._told = quarter
+            if quarter:
+                note(f"{label}: {quarter * 25} %")

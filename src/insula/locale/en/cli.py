@@ -12,7 +12,7 @@ TEXTS = {
     "no_such_option_close": "there is no option {option}; did you mean {close}?",
     "missing_argument": "{name} is missing",
     "option_needs_value": "{option} needs a value",
-    "not_a_number": "{option} must be a number, not {value!r}",
+    "not_a_number": "{option} must be a number",
     "bad_value": "{option}: {reason}",
     "extra_argument": "there is an argument too many: {argument}",
     "no_such_command": "there is no command {name!r}; there are: {known}",

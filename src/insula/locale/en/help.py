@@ -57,4 +57,6 @@ TEXTS = {
     "bench_prompt": "Tokens to read.",
     "bench_new": "Tokens to write.",
     "bench_repetitions": "How many times.",
+    "overflow": "What to do when the context is full: error, stop, or drop_oldest (turns). A chat drops the oldest and says so; one answer is an error.",
+    "template": "A chat format's name, or a file with a Jinja template, in place of the model's own.",
 }

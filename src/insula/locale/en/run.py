@@ -2,7 +2,6 @@
 
 TEXTS = {
     "empty_prompt": "the prompt is empty",
-    "raw_has_no_system": "--raw goes on from the text as it is, and has no place for --system",
     "no_template": "the model has no chat template: it goes on from the text as it is",
     "context_full": "the answer ends here because the context is full; --ctx makes it larger",
     "dropped": "the oldest {turns} turns ({tokens} tokens) were dropped to make room",
@@ -13,8 +12,6 @@ TEXTS = {
     "no_such_setting": "there is no setting {name!r}; there are: {known}",
     "bad_setting": "{name} cannot be {value!r}",
     "set_usage": "write /set NAME VALUE; VALUE default undoes it",
-    "cannot_read": "cannot read {path}: {reason}",
-    "not_a_chat": "{path} is not a chat that /save wrote",
     "needs_name": "give a name or a path",
     "no_system": "there is no system prompt",
     "system_set": "the system prompt is set",
@@ -26,7 +23,8 @@ TEXTS = {
     "show_context": "context",
     "show_system": "system",
     "show_messages": "messages",
-    "nothing_to_regenerate": "there is no answer to regenerate",
     "no_such_slash": "there is no command {name}; there are: {known}",
     "help": 'Enter sends; Alt-Enter or Ctrl-J begins a new line; """ opens and closes a block of lines.\nCtrl-C stops an answer, Ctrl-D leaves. A message that begins with / is written with //.\n\n/system [TEXT|off]     show, set or remove the system prompt\n/set [NAME VALUE]      show or change how answers are sampled\n/show                  the model, the context, the last messages\n/regenerate            answer the last question again\n/clear                 forget the messages\n/save NAME, /load NAME keep the chat in a file, take it back\n/help                  this\n/bye                   leave',
+    "raw_is_raw": "--raw goes on from the text as it is, and has no place for --system and --template",
+    "no_such_template": "there is no chat format or file {choice!r}; formats: {known}",
 }

@@ -12,7 +12,7 @@ TEXTS = {
     "no_such_option_close": "no existe la opción {option}; ¿querías decir {close}?",
     "missing_argument": "falta {name}",
     "option_needs_value": "{option} necesita un valor",
-    "not_a_number": "{option} debe ser un número, no {value!r}",
+    "not_a_number": "{option} debe ser un número",
     "bad_value": "{option}: {reason}",
     "extra_argument": "sobra un argumento: {argument}",
     "no_such_command": "no existe la orden {name!r}; existen: {known}",

@@ -57,4 +57,6 @@ TEXTS = {
     "bench_prompt": "Tokens que se leen.",
     "bench_new": "Tokens que se escriben.",
     "bench_repetitions": "Cuántas veces.",
+    "overflow": "Qué hacer con el contexto lleno: error, stop (parar) o drop_oldest (olvidar los turnos más antiguos). Una conversación los olvida y lo dice; una sola respuesta es un error.",
+    "template": "El nombre de un formato, o un fichero con una plantilla Jinja, en lugar de la del modelo.",
 }

@@ -2,7 +2,6 @@
 
 TEXTS = {
     "empty_prompt": "la pregunta está vacía",
-    "raw_has_no_system": "--raw continúa el texto tal cual, y no hay sitio para --system",
     "no_template": "el modelo no tiene plantilla de conversación: continúa el texto tal cual",
     "context_full": "la respuesta acaba aquí porque el contexto está lleno; --ctx lo amplía",
     "dropped": "se han olvidado los {turns} turnos más antiguos ({tokens} tokens) para hacer sitio",
@@ -13,8 +12,6 @@ TEXTS = {
     "no_such_setting": "no existe el ajuste {name!r}; existen: {known}",
     "bad_setting": "{name} no puede ser {value!r}",
     "set_usage": "escribe /set NOMBRE VALOR; con default se deshace",
-    "cannot_read": "no se puede leer {path}: {reason}",
-    "not_a_chat": "{path} no es una conversación escrita por /save",
     "needs_name": "da un nombre o una ruta",
     "no_system": "no hay instrucciones de sistema",
     "system_set": "instrucciones de sistema cambiadas",
@@ -26,7 +23,8 @@ TEXTS = {
     "show_context": "contexto",
     "show_system": "sistema",
     "show_messages": "mensajes",
-    "nothing_to_regenerate": "no hay ninguna respuesta que repetir",
     "no_such_slash": "no existe la orden {name}; existen: {known}",
     "help": 'Intro envía; Alt-Intro o Ctrl-J empieza otra línea; """ abre y cierra un bloque de líneas.\nCtrl-C detiene una respuesta, Ctrl-D sale. Un mensaje que empieza por / se escribe con //.\n\n/system [TEXTO|off]    muestra, cambia o quita las instrucciones de sistema\n/set [NOMBRE VALOR]    muestra o cambia cómo se eligen las respuestas\n/show                  el modelo, el contexto, los últimos mensajes\n/regenerate            responde otra vez a la última pregunta\n/clear                 olvida los mensajes\n/save NOMBRE, /load NOMBRE  guarda la conversación en un fichero, la recupera\n/help                  esta ayuda\n/bye                   sale',
+    "raw_is_raw": "--raw continúa el texto tal cual, y no hay sitio para --system ni --template",
+    "no_such_template": "no existe el formato ni el fichero {choice!r}; formatos: {known}",
 }
