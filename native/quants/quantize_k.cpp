@@ -37,17 +37,30 @@ void group_weights(const float* x, const float* importance, float super_square, 
   }
 }
 
+// The unit that the codes of several scales count in: value as a half, but never so much smaller
+// than it that the largest code would not fit. Below 2^-14 halves are coarse, and that matters.
+Half unit(float value) {
+  Half half = Half::of(value);
+  const auto bits = static_cast<std::uint16_t>(half.bytes[0] | half.bytes[1] << 8);
+  if ((bits & 0x7c00) == 0 && std::fabs(half.value()) < std::fabs(value)) {
+    const auto up = static_cast<std::uint16_t>(bits + 1); // away from zero
+    half = {{static_cast<std::uint8_t>(up), static_cast<std::uint8_t>(up >> 8)}};
+  }
+  return half;
+}
+
 // The 6-bit code of each of 8 non-negative values, and the unit they count in.
 Half quantize_scales(const float* values, std::uint8_t* codes) {
   float max = 0;
   for (int g = 0; g < kGroups; ++g) {
     max = values[g] > max ? values[g] : max;
   }
-  const float inverse = max > 1e-35f ? 63.0f / max : 0.0f;
+  const Half half = unit(max / 63.0f);
+  const float inverse = half.value() > 0 ? 1.0f / half.value() : 0.0f;
   for (int g = 0; g < kGroups; ++g) {
     codes[g] = static_cast<std::uint8_t>(round_within(inverse * values[g], 0, 63));
   }
-  return Half::of(max / 63.0f);
+  return half;
 }
 
 // The levels of a group for its final, quantized scale and minimum; returns the weighted error.
@@ -193,10 +206,10 @@ bool quantize_q6_k(const float* src, std::uint8_t* dst, std::size_t n, const flo
     if (!(std::fabs(largest) > kTiny)) {
       continue; // all zeros
     }
-    const float inverse = -128.0f / largest;
-    block->d = Half::of(largest / -128.0f);
+    block->d = unit(largest / -128.0f);
     fits = fits && !infinite(block->d);
     const float d = block->d.value();
+    const float inverse = d != 0 ? 1.0f / d : 0.0f;
     for (int g = 0; g < 16; ++g) {
       const float code = round_within(inverse * scales[g], -128, 127);
       block->scales[g] = static_cast<std::int8_t>(code);

@@ -57,12 +57,31 @@ void share_out(std::size_t count, std::size_t chunk, unsigned threads, const Wor
   }
 }
 
-bool all_finite(const float* x, std::size_t n) {
-  bool finite = true;
+float largest_magnitude(const float* x, std::size_t n) {
+  float largest = 0;
   for (std::size_t i = 0; i < n; ++i) {
-    finite = finite && std::isfinite(x[i]);
+    const float magnitude = std::fabs(x[i]);
+    largest = magnitude > largest || magnitude != magnitude ? magnitude : largest; // NaNs stay
   }
-  return finite;
+  return largest;
+}
+
+// More than any block format holds: Q6_K reaches 65504 * 128 * 32. Searching among larger values
+// would overflow.
+constexpr float kTooLarge = 3e8f;
+
+// Only ratios of weights count: scaled by a power of two so that the largest lies in [1, 2), and
+// none so small that its columns would not be stored at all. Empty if all are zero.
+std::vector<float> scaled_weights(const float* importance, std::size_t n) {
+  const float largest = importance == nullptr ? 0 : largest_magnitude(importance, n);
+  if (!(largest > 0)) {
+    return {};
+  }
+  std::vector<float> weights(importance, importance + n);
+  for (float& weight : weights) {
+    weight = std::fmax(std::ldexp(weight, -std::ilogb(largest)), 0x1p-20f);
+  }
+  return weights;
 }
 
 } // namespace
@@ -97,12 +116,16 @@ QuantizeResult quantize(const Traits& format, const float* src, std::uint8_t* ds
     while (row < seen && !first.compare_exchange_weak(seen, row)) {
     }
   };
+  const std::vector<float> scaled = scaled_weights(importance, cols);
+  const float* weights = scaled.empty() ? nullptr : scaled.data();
   share_out(rows, chunk, threads, [&](std::size_t first, std::size_t last) {
     for (std::size_t row = first; row < last; ++row) {
       const float* x = src + row * cols;
-      if (format.block_size > 1 && !all_finite(x, cols)) {
+      const float largest = format.block_size > 1 ? largest_magnitude(x, cols) : 0;
+      if (!std::isfinite(largest)) {
         note(infinite_row, row);
-      } else if (!format.quantize(x, dst + row * row_bytes, cols, importance)) {
+      } else if (largest > kTooLarge ||
+                 !format.quantize(x, dst + row * row_bytes, cols, weights)) {
         note(overflow_row, row);
       }
     }
