@@ -75,18 +75,19 @@ def render(
     except jinja2.TemplateSyntaxError as error:  # a filter or test that is unknown
         raise TemplateError(_at_line(error)) from None
     except jinja2.exceptions.SecurityError as error:
-        raise TemplateError(f"the chat template tried what is not allowed: {error}") from None
+        raise TemplateError(_line("the chat template tried what is not allowed", error)) from None
     except jinja2.UndefinedError as error:
-        raise TemplateError(f"the chat template needs what was not given: {error}") from None
+        raise TemplateError(_line("the chat template needs what was not given", error)) from None
     except jinja2.TemplateError as error:
-        raise TemplateError(f"the chat template refuses these messages: {error}") from None
+        raise TemplateError(_line("the chat template refuses these messages", error)) from None
     except RecursionError:
         raise TemplateError("the chat template was stopped: it recurses too deeply") from None
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - a template may raise whatever Python can
-        reason = f"{type(error).__name__}: {error}"[:500]
-        raise TemplateError(f"the chat template failed: {reason}") from None
+        raise TemplateError(
+            _line(f"the chat template failed: {type(error).__name__}", error)
+        ) from None
     return "".join(pieces)
 
 
@@ -106,11 +107,16 @@ def compiled(source: str) -> jinja2.Template:
     except RecursionError:
         raise TemplateError("the chat template is nested too deeply to compile") from None
     except (ValueError, SyntaxError, OverflowError) as error:
-        raise TemplateError(f"the chat template does not compile: {error}") from None
+        raise TemplateError(_line("the chat template does not compile", error)) from None
+
+
+def _line(what: str, error: Exception) -> str:
+    """One line, of bounded length: the text may be the template's."""
+    return f"{what}: {' '.join(str(error)[:2000].split())[:500]}"
 
 
 def _at_line(error: jinja2.TemplateSyntaxError) -> str:
-    return f"the chat template is not valid Jinja: {error.message} (line {error.lineno})"
+    return _line("the chat template is not valid Jinja", error) + f" (line {error.lineno})"
 
 
 def _clock(now: dt.datetime | None) -> Callable[[str], str]:
