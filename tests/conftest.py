@@ -1,0 +1,29 @@
+"""What tests of several rooms stand on: a tiny model that is made here, and nobody's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from insula import LLM
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random llama of 320 tokens and 512 of context, with a chat template."""
+    from tiny_chat_model import write_tiny
+
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def shared_llm(tiny_model: Path) -> Iterator[LLM]:
+    """The tiny model, loaded once. For tests that leave no setting behind."""
+    from insula import LLM
+
+    with LLM(tiny_model) as llm:
+        yield llm

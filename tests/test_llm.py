@@ -1,0 +1,362 @@
+"""The front door on a tiny real model: prompts, options, streams, batches, scores, errors."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from insula import LLM, SamplingParams
+from insula.errors import (
+    ConfigError,
+    ContextOverflowError,
+    EngineError,
+    NotFoundError,
+    UnsupportedError,
+)
+from insula.models.load import open_model
+from insula.ops.reference import forward
+from tiny_chat_model import write_tiny
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
+
+
+def test_text_and_ids_are_the_same_prompt(shared_llm: LLM) -> None:
+    by_text = shared_llm.generate("the island", GREEDY)
+    ids = shared_llm.tokenize("the island")
+    by_ids = shared_llm.generate(ids, GREEDY)
+    assert by_text.token_ids == by_ids.token_ids
+    assert by_text.text == by_ids.text
+    assert by_text.report.prompt_tokens == len(ids)
+    assert shared_llm.generate(np.array(ids), GREEDY).token_ids == by_ids.token_ids
+
+
+def test_greedy_is_the_argmax_of_the_reference(tiny_model: Path, shared_llm: LLM) -> None:
+    ids = shared_llm.tokenize("and the sea")
+    completion = shared_llm.generate(ids, temperature=0, max_tokens=8, ignore_eos=True)
+    with open_model(tiny_model) as model:
+        x = forward(model.graph, model.gguf, [*ids, *completion.token_ids])
+    for i, token in enumerate(completion.token_ids, start=len(ids) - 1):
+        allowed = np.delete(x[i], list(shared_llm.tokenizer.eog_ids))
+        assert x[i][token] >= allowed.max() - 1e-3
+
+
+def test_a_list_of_prompts_runs_together_and_answers_in_order(shared_llm: LLM) -> None:
+    prompts = ["one", "two and", "three", "four of the"]
+    batch = shared_llm.generate(prompts, GREEDY)
+    alone = [shared_llm.generate(p, GREEDY) for p in prompts]
+    assert [c.token_ids for c in batch] == [c.token_ids for c in alone]
+    by_ids = shared_llm.generate([shared_llm.tokenize(p) for p in prompts], GREEDY)
+    assert [c.token_ids for c in by_ids] == [c.token_ids for c in alone]
+
+
+def test_options_by_keyword_go_on_top_of_params(shared_llm: LLM) -> None:
+    assert len(shared_llm.generate("a", GREEDY, max_tokens=3, ignore_eos=True).token_ids) == 3
+    cut = shared_llm.generate("a", GREEDY, stop="x", max_tokens=5)
+    assert "x" not in cut.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temprature": 1.0}, "did you mean temperature?"),
+        ({"max_token": 1}, "did you mean max_tokens?"),
+        ({"overflows": "stop"}, "did you mean overflow?"),
+        ({"zzz": 1}, "allowed: temperature"),
+        ({"top_p": 2}, "top_p: 2 was given; allowed: 0 to 1"),
+        ({"temperature": math.nan}, "temperature: nan"),
+        ({"max_tokens": -1}, "max_tokens: -1"),
+        ({"seed": 2**70}, "seed"),
+        ({"logprobs": 10**9}, "logprobs"),
+        ({"stop": [""]}, "stop"),
+        ({"overflow": "drop"}, "overflow: found 'drop'; allowed: error, stop"),
+        ({"params": 5}, "params: found int"),
+    ],
+)
+def test_a_wrong_option_is_named(shared_llm: LLM, options: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        shared_llm.generate("a", **options)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("prompt", ["", [], [[]], [True], [1.5], 7, None, [None], [["a"]]])
+def test_a_prompt_that_is_none(shared_llm: LLM, prompt: object) -> None:
+    with pytest.raises(ConfigError):
+        shared_llm.generate(prompt, GREEDY)  # type: ignore[call-overload]
+
+
+def test_a_prompt_of_10_mb_is_refused_with_both_numbers(shared_llm: LLM) -> None:
+    with pytest.raises(ContextOverflowError) as caught:
+        shared_llm.generate("word " * 2_000_000)
+    assert caught.value.needed > 1_000_000
+    assert caught.value.limit == 512
+
+
+def test_overflow_is_an_error_or_a_stop_that_is_said(shared_llm: LLM) -> None:
+    ids = [5] * 500
+    with pytest.raises(ContextOverflowError) as caught:
+        shared_llm.generate(ids, max_tokens=20)
+    assert (caught.value.needed, caught.value.limit) == (520, 512)
+    options = {"temperature": 0, "ignore_eos": True, "overflow": "stop"}
+    cut = shared_llm.generate(ids, max_tokens=20, **options)
+    assert (len(cut.token_ids), cut.finish_reason) == (12, "length")
+    assert "max_tokens 20 cut to 12: the context holds 512 tokens" in cut.report.notes
+    full = shared_llm.generate([5] * 512, **options)
+    assert (full.token_ids, full.finish_reason) == ((), "length")
+    with pytest.raises(ContextOverflowError):
+        shared_llm.generate([5] * 513, **options)
+
+
+def test_streaming_gives_the_same_and_closing_cancels(shared_llm: LLM) -> None:
+    whole = shared_llm.generate("the", GREEDY)
+    stream = shared_llm.stream("the", GREEDY)
+    chunks = list(stream)
+    assert "".join(c.text for c in chunks) == whole.text
+    assert stream.completion is chunks[-1].completion
+    with shared_llm.stream("the", temperature=0, ignore_eos=True) as left:
+        next(left)
+    assert left.completion is not None
+    assert left.completion.finish_reason == "cancelled"
+    assert not shared_llm._engine.busy
+    with pytest.raises(StopIteration):
+        next(left)
+    for _ in shared_llm.stream("the", temperature=0, ignore_eos=True):
+        break
+    gc.collect()
+    assert not shared_llm._engine.busy
+
+
+def test_a_streams_errors_come_before_its_first_chunk(shared_llm: LLM) -> None:
+    with pytest.raises(ConfigError):
+        shared_llm.stream("a", top_p=9)
+    with pytest.raises(ConfigError, match="one prompt"):
+        shared_llm.stream(["a", "b"])  # type: ignore[arg-type]
+
+
+def test_a_seed_repeats_and_the_report_has_it(shared_llm: LLM) -> None:
+    first = shared_llm.generate("once", max_tokens=16, temperature=1.5)
+    again = shared_llm.generate("once", max_tokens=16, temperature=1.5, seed=first.report.seed)
+    assert first.token_ids == again.token_ids
+
+
+def test_logprobs_agree_with_logits(shared_llm: LLM) -> None:
+    ids = shared_llm.tokenize("of the")
+    completion = shared_llm.generate(ids, GREEDY, logprobs=3)
+    assert completion.logprobs is not None
+    x = shared_llm.logits([*ids, *completion.token_ids]).astype(np.float64)
+    for i, entry in enumerate(completion.logprobs, start=len(ids) - 1):
+        logp = x[i] - x[i].max() - np.log(np.exp(x[i] - x[i].max()).sum())
+        assert entry.logprob == pytest.approx(logp[entry.token_id], abs=1e-4)
+        assert entry.token == shared_llm.tokenizer.token_bytes(entry.token_id)
+        assert entry.top[0][0] == entry.token_id
+        assert len(entry.top) == 3
+
+
+def test_logits_are_the_references(tiny_model: Path, shared_llm: LLM) -> None:
+    ids = shared_llm.tokenize("and so it was that the sea rose over the land of the north")
+    found = shared_llm.logits(ids)
+    assert found.dtype == np.float32
+    assert found.shape == (len(ids), 320)
+    with open_model(tiny_model) as model:
+        expected = forward(model.graph, model.gguf, ids)
+    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("window", "stride"), [(None, None), (16, 5), (16, 1), (8, 7), (2, 1)])
+def test_perplexity_is_its_formula(shared_llm: LLM, window: int | None, stride: int | None) -> None:
+    text = "In a village of the island, the name of which I do not want to remember."
+    ids = shared_llm.tokenizer.encode(text)
+    w = window or len(ids)
+    s = stride or w
+    total, scored = 0.0, 1
+    for start in range(0, len(ids), s):
+        part = ids[start : start + w]
+        if scored >= len(ids):
+            break
+        x = shared_llm.logits(part).astype(np.float64)
+        for t in range(max(1, scored - start), len(part)):
+            row = x[t - 1]
+            total += np.log(np.exp(row - row.max()).sum()) + row.max() - row[part[t]]
+        scored = start + len(part)
+    expected = math.exp(total / (len(ids) - 1))
+    assert shared_llm.perplexity(text, window=window, stride=stride) == pytest.approx(
+        expected, rel=1e-6
+    )
+    assert shared_llm.perplexity(ids, window=window, stride=stride) == pytest.approx(expected)
+
+
+def test_perplexity_refuses_what_it_cannot_score(shared_llm: LLM) -> None:
+    with pytest.raises(ConfigError, match="window: found 1; allowed: 2 to 512"):
+        shared_llm.perplexity("some text", window=1)
+    with pytest.raises(ConfigError, match="stride: found 8; allowed: 1 to 7"):
+        shared_llm.perplexity("some text", window=8, stride=8)
+    with pytest.raises(ConfigError, match="at least 2 tokens"):
+        shared_llm.perplexity("")
+
+
+def test_scoring_leaves_no_prefix_behind(tiny_model: Path) -> None:
+    with LLM(tiny_model) as llm:
+        ids = list(range(10, 200))
+        llm.logits(ids)
+        assert llm.generate(ids, GREEDY).report.cached_tokens == 0
+
+
+def test_tokenize_and_back(shared_llm: LLM) -> None:
+    text = "the ñandú and 🦤\n"
+    assert shared_llm.detokenize(shared_llm.tokenize(text)) == text
+    assert shared_llm.tokenize("<|end|>") == [1]
+    assert len(shared_llm.tokenize("<|end|>", parse_special=False)) > 1
+    assert shared_llm.detokenize([0, 1], skip_special=True) == ""
+
+
+def test_what_was_loaded(tiny_model: Path) -> None:
+    with LLM(tiny_model, n_ctx=100, n_threads=1, kv_type="f32") as llm:
+        info = llm.model_info
+        assert (info.arch, info.n_vocab, info.n_ctx_train, info.n_ctx) == ("llama", 320, 512, 100)
+        assert (info.n_layers, info.n_embd, info.kv_type, info.threads) == (2, 64, "f32", 1)
+        assert info.engine == "native"
+        assert info.file_bytes == tiny_model.stat().st_size
+        report = llm.generate("a", GREEDY).report
+        assert (report.engine, report.isa) == (info.engine, info.isa)
+        assert report.engine_reason == info.engine_reason
+        assert "tiny" in repr(llm).lower()
+
+
+def test_a_smaller_context_is_chosen_for_the_memory_and_said(tiny_model: Path) -> None:
+    with LLM(tiny_model, kv_memory="64K") as llm:
+        assert llm.n_ctx == 192
+        note = llm.model_info.notes[0]
+        assert note.startswith("context of 192 tokens, chosen for 64.0 KiB of KV cache")
+        assert note in llm.generate("a", GREEDY).report.notes
+    with LLM(tiny_model, n_ctx=1000) as llm:
+        assert "trained for 512" in llm.model_info.notes[0]
+
+
+def test_the_reference_engine_gives_the_same_answer(tiny_model: Path, shared_llm: LLM) -> None:
+    with LLM(tiny_model, engine="reference") as llm:
+        assert llm.model_info.engine == "reference"
+        assert np.abs(llm.logits([5, 6, 7]) - shared_llm.logits([5, 6, 7])).max() < 0.02
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_ctx": 0},
+        {"n_ctx": 1 << 30},
+        {"n_threads": 0},
+        {"engine": "magic"},
+        {"kv_type": "q4"},
+        {"kv_memory": "lots"},
+        {"kv_memory": -5},
+        {"kv_memory": "1K"},
+        {"max_running": 0},
+    ],
+)
+def test_a_wrong_setting_is_refused(tiny_model: Path, options: dict) -> None:
+    from insula.errors import ResourceError
+
+    with pytest.raises((ConfigError, ResourceError)) as caught:
+        LLM(tiny_model, **options)
+    assert next(iter(options)) in str(caught.value)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        LLM(tmp_path / "nothing.gguf")
+
+
+def test_after_close_nothing_runs(tiny_model: Path) -> None:
+    llm = LLM(tiny_model)
+    stream = llm.stream("a", temperature=0, ignore_eos=True)
+    next(stream)
+    llm.close()
+    llm.close()
+    rest = list(stream)
+    assert rest[-1].finish_reason == "cancelled"
+    with pytest.raises(EngineError, match="closed"):
+        llm.generate("a")
+
+
+def test_a_cached_prefix_and_a_batch_change_nothing(tiny_model: Path) -> None:
+    ids = list(range(20, 300))
+    with LLM(tiny_model) as llm:
+        cold = llm.generate(ids, GREEDY, logprobs=2)
+        warm = llm.generate(ids, GREEDY, logprobs=2)
+        assert cold.report.cached_tokens == 0
+        assert warm.report.cached_tokens == len(ids) - 1
+        assert warm.logprobs == cold.logprobs
+        batch = llm.generate([ids, ids[:50], ids, ids[:100]], GREEDY, logprobs=2)
+        assert batch[0].logprobs == cold.logprobs
+        fresh = llm.generate(ids, GREEDY, logprobs=2, use_cache=False)
+        assert fresh.logprobs == cold.logprobs
+        assert llm.generate(ids, GREEDY, salt="another").report.cached_tokens == 0
+
+
+def test_threads_use_one_model(tiny_model: Path) -> None:
+    with LLM(tiny_model) as llm:
+        prompts = [f"the {i}" for i in range(8)]
+        expected = {p: llm.generate(p, GREEDY).text for p in prompts}
+        found: dict[str, str] = {}
+
+        def work(prompt: str) -> None:
+            found[prompt] = "".join(c.text for c in llm.stream(prompt, GREEDY))
+
+        threads = [threading.Thread(target=work, args=(p,)) for p in prompts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert found == expected
+
+
+def test_ctrl_c_stops_an_answer_and_the_model_goes_on(tiny_model: Path) -> None:
+    with LLM(tiny_model) as llm:
+
+        def talk() -> None:
+            while True:
+                llm.generate("on and on", temperature=0, ignore_eos=True, use_cache=False)
+
+        for _ in range(5):
+            timer = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                talk()
+            timer.join()
+            assert not llm._engine.busy
+        pool = llm._engine.scheduler.pool
+        assert pool.n_free + pool.n_evictable == pool.n_pages
+        assert llm.generate("a", GREEDY).token_ids
+
+
+def test_no_backend_for_an_unknown_architecture(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "odd.gguf")
+    data = path.read_bytes()
+    key = b"general.architecture"
+    at = data.index(key) + len(key)
+    path.write_bytes(data[:at] + data[at:].replace(b"llama", b"osier", 1))
+    with pytest.raises(UnsupportedError) as caught:
+        LLM(path, engine="native")
+    assert caught.value.backend == "native"
+
+
+def test_importing_insula_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, insula\n"
+        "heavy = {'numpy', 'jinja2', 'torch', 'transformers', 'rich', 'httpx2', 'pydantic',\n"
+        "         'llguidance', 'insula.llm', 'insula._native'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+        "from insula import LLM, SamplingParams, ChatSession, InsulaError\n"
+        "print(LLM.__name__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split("\n")[:2] == ["[]", "LLM"]

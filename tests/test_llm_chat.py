@@ -1,0 +1,326 @@
+"""Chats on a tiny real model: what a turn costs, what the history holds, what gives way."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from insula import LLM
+from insula.chat.templates import ChatTemplate
+from insula.errors import (
+    ConfigError,
+    ContextOverflowError,
+    FormatError,
+    NotFoundError,
+    TemplateError,
+)
+from insula.types import Completion
+
+#: Letters alone, so that the answer's text encodes to valid text again.
+LETTERS = {i: -float("inf") for i in range(2, 320) if not 66 <= i - 2 <= 90}
+GREEDY = {"temperature": 0, "max_tokens": 10, "logit_bias": LETTERS}
+PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+
+
+@pytest.fixture
+def llm(tiny_model: Path):
+    with LLM(tiny_model) as llm:
+        yield llm
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def test_chat_is_generate_on_the_rendered_text(llm: LLM) -> None:
+    messages = [{"role": "system", "content": "Be kind."}, user("Who are you?")]
+    text = (
+        "<|start|>system\nBe kind.<|end|>\n<|start|>user\nWho are you?<|end|>\n<|start|>assistant\n"
+    )
+    expected = llm.generate(llm.tokenize(text, add_special=False), **GREEDY)
+    found = llm.chat(messages, **GREEDY)
+    assert found.token_ids == expected.token_ids
+    assert found.report.prompt_tokens == expected.report.prompt_tokens
+    chunks = list(llm.chat_stream(messages, **GREEDY))
+    assert "".join(c.text for c in chunks) == found.text
+    assert chunks[-1].completion is not None
+
+
+def test_a_template_may_be_given_by_name_as_jinja_or_ready(llm: LLM) -> None:
+    ready = ChatTemplate(PLAIN)
+    by_source = llm.chat([user("a")], template=PLAIN, **GREEDY)
+    assert llm.chat([user("a")], template=ready, **GREEDY).token_ids == by_source.token_ids
+    expected = len(llm.tokenize("[user] a\n[assistant]", add_special=False))
+    assert by_source.report.prompt_tokens == expected
+    assert llm.chat([user("a")], template="chatml", **GREEDY).report.prompt_tokens != expected
+    with pytest.raises(TemplateError):
+        llm.chat([user("a")], template="{% broken", **GREEDY)
+
+
+@pytest.mark.parametrize(
+    "messages", [[], "hello", {"role": "user", "content": "a"}, [{"content": "a"}], ["a"], None]
+)
+def test_messages_that_are_none(llm: LLM, messages: object) -> None:
+    with pytest.raises(ConfigError, match="messages"):
+        llm.chat(messages)  # type: ignore[arg-type]
+
+
+def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:
+    from tiny_chat_model import write_tiny
+
+    with LLM(write_tiny(tmp_path / "base.gguf", template=None)) as llm:
+        with pytest.raises(TemplateError, match="no chat template"):
+            llm.chat([user("a")])
+        assert llm.chat([user("a")], template="chatml", **GREEDY).report.prompt_tokens
+
+
+def new_tokens(completion: Completion) -> int:
+    return completion.report.prompt_tokens - completion.report.cached_tokens
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_turn_costs_its_new_tokens(llm: LLM, seed: int) -> None:
+    session = llm.chat_session(system="Short answers.", seed=seed, max_tokens=40)
+    seen = 0
+    for text in ["Hello there", "And then?", "ñandú 🦤", "More", "The end."]:
+        turn = session.send(text)
+        # What was run is found again: the prompt, and the answer but for a last token that was
+        # sampled and never run.
+        assert turn.report.cached_tokens >= seen - 1
+        assert (
+            new_tokens(turn)
+            <= 1
+            + len(llm.tokenize(f"<|end|>\n<|start|>user\n{text}<|end|>\n<|start|>assistant\n"))
+            + (seen == 0) * 64
+        )
+        seen = turn.report.prompt_tokens + turn.report.completion_tokens
+    roles = [m["role"] for m in session.messages]
+    assert roles == ["system"] + ["user", "assistant"] * 5
+
+
+def test_a_session_answers_as_a_fresh_chat_with_its_messages(llm: LLM) -> None:
+    """Where the text of an answer encodes to the ids that were generated, nothing differs."""
+    session = llm.chat_session(**GREEDY)
+    for text in ["one", "two", "three"]:
+        history = [*session.messages, user(text)]
+        found = session.send(text)
+        ids = session._seen[-1][1][: found.report.prompt_tokens]
+        assert llm.generate(list(ids), use_cache=False, **GREEDY).token_ids == found.token_ids
+        assert llm.detokenize(ids) == session._format.render(history)
+
+
+def test_history_may_be_edited(llm: LLM) -> None:
+    session = llm.chat_session(**GREEDY)
+    session.send("first")
+    session.messages[1]["content"] = "What I never said."
+    session.send("second")
+    expected = llm.chat(session.messages[:3], **GREEDY)
+    assert session.messages[3]["content"] == expected.text
+    session.system = "New rules."
+    assert session.messages[0] == {"role": "system", "content": "New rules."}
+    session.system = None
+    assert session.system is None
+    assert session.messages[0]["role"] == "user"
+
+
+def test_regenerate_answers_the_same_question(llm: LLM) -> None:
+    session = llm.chat_session(temperature=2.0, top_k=0, max_tokens=12)
+    with pytest.raises(ConfigError, match="nothing to answer again"):
+        session.regenerate()
+    session.send("zero")
+    first = session.send("one", seed=1)
+    again = session.regenerate(seed=1)
+    assert again.token_ids == first.token_ids
+    assert again.report.cached_tokens == again.report.prompt_tokens - 1
+    other = session.regenerate(seed=2)
+    assert other.token_ids != first.token_ids
+    assert [m["role"] for m in session.messages] == ["user", "assistant"] * 2
+    assert session.messages[-1]["content"] == other.text
+
+
+def test_a_stream_that_is_closed_keeps_what_was_said(llm: LLM) -> None:
+    session = llm.chat_session(temperature=0, ignore_eos=True, logit_bias=LETTERS)
+    stream = session.stream("go on")
+    text = "".join(next(stream).text for _ in range(3))
+    stream.close()
+    assert session.messages == [user("go on"), {"role": "assistant", "content": text}]
+    assert not llm._engine.busy
+
+
+def test_a_stream_that_is_left_is_ended_by_the_next_turn(llm: LLM) -> None:
+    session = llm.chat_session(temperature=0, ignore_eos=True, logit_bias=LETTERS)
+    stream = session.stream("go on")
+    next(stream)
+    session.send("again", max_tokens=2)
+    assert [m["role"] for m in session.messages] == ["user", "assistant"] * 2
+    assert session.messages[1]["content"]
+    assert list(stream)[-1].finish_reason == "cancelled"
+    assert [m["role"] for m in session.messages] == ["user", "assistant"] * 2
+
+
+def test_a_turn_stopped_before_its_first_token_never_was(llm: LLM) -> None:
+    session = llm.chat_session()
+    session.stream("never mind").close()
+    assert session.messages == []
+
+
+def test_an_error_leaves_the_history_alone(llm: LLM) -> None:
+    session = llm.chat_session(system="S", **GREEDY)
+    session.send("one")
+    before = [dict(m) for m in session.messages]
+    with pytest.raises(ContextOverflowError):
+        session.send("word " * 600)
+    with pytest.raises(ConfigError):
+        session.send("two", top_p=9)
+    with pytest.raises(ConfigError, match="did you mean seed"):
+        session.send("two", sead=9)
+    assert session.messages == before
+    assert session.send("two").report.cached_tokens > 0
+
+
+def test_ctrl_c_in_a_turn_keeps_what_was_said(llm: LLM) -> None:
+    session = llm.chat_session(temperature=0, ignore_eos=True)
+    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+
+    def interrupted() -> None:
+        timer.start()
+        while True:
+            session.send("talk and talk")
+            session.clear()
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    timer.join()
+    session.close()
+    assert [m["role"] for m in session.messages] in ([], ["user", "assistant"])
+    assert not llm._engine.busy
+    assert session.send("again", max_tokens=2).finish_reason == "length"
+
+
+def test_overflow_is_an_error_by_default_and_says_both_numbers(llm: LLM) -> None:
+    session = llm.chat_session(temperature=0, ignore_eos=True, max_tokens=100)
+    for _ in range(3):
+        session.send("tell me more of it")
+    with pytest.raises(ContextOverflowError) as caught:
+        session.send("tell me more of it")
+    assert caught.value.limit == 512
+    assert caught.value.needed > 512
+    assert len(session.messages) == 6
+
+
+def test_overflow_stop_fills_the_context(llm: LLM) -> None:
+    session = llm.chat_session(temperature=0, ignore_eos=True, max_tokens=300, overflow="stop")
+    session.send("one")
+    turn = session.send("two")
+    assert turn.finish_reason == "length"
+    assert turn.report.prompt_tokens + turn.report.completion_tokens == 512
+    assert any("cut to" in note for note in turn.report.notes)
+
+
+def test_overflow_drop_oldest_keeps_the_system_and_says_so(llm: LLM) -> None:
+    session = llm.chat_session(
+        system="Remember this.",
+        overflow="drop_oldest",
+        temperature=0,
+        ignore_eos=True,
+        max_tokens=60,
+    )
+    dropped, hits = [], []
+    for i in range(14):
+        turn = session.send(f"question {i}")
+        report = turn.report
+        assert report.prompt_tokens + report.completion_tokens <= 512
+        dropped.append(report.dropped_turns)
+        hits.append(report.cached_tokens)
+        ids = session._seen[0][1]
+        assert llm.detokenize(ids).startswith("<|start|>system\nRemember this.<|end|>\n")
+        assert llm.detokenize(ids).endswith(
+            f"<|start|>user\nquestion {i}<|end|>\n<|start|>assistant\n"
+        )
+        if report.dropped_turns:
+            assert report.dropped_tokens > 0
+            assert f"the oldest {report.dropped_turns} turn(s)" in report.notes[-1]
+            assert "question 0<" not in llm.detokenize(ids)
+        else:
+            assert report.dropped_tokens == 0
+    assert dropped[0] == 0
+    assert dropped == sorted(dropped)
+    assert dropped[-1] > 0
+    assert len(session.messages) == 29  # the history itself is whole
+    # A drop frees some room besides, so most turns after it find their prefix.
+    changes = sum(a != b for a, b in itertools.pairwise(dropped))
+    assert changes < dropped[-1]
+    with pytest.raises(ContextOverflowError, match="this turn alone"):
+        session.send("word " * 600)
+
+
+def test_a_long_history_that_is_loaded_drops_at_once(llm: LLM) -> None:
+    messages = []
+    for i in range(200):
+        messages += [user(f"question {i}"), {"role": "assistant", "content": f"answer {i}"}]
+    turn = llm.chat([*messages, user("last")], overflow="drop_oldest", **GREEDY)
+    assert turn.report.dropped_turns > 150
+    assert turn.report.prompt_tokens <= 512 - 10 - 64
+    with pytest.raises(ContextOverflowError):
+        llm.chat([*messages, user("last")], **GREEDY)
+
+
+def test_save_and_load(llm: LLM, tmp_path: Path) -> None:
+    session = llm.chat_session(system="Sé breve.", **GREEDY)
+    session.send("ñandú")
+    path = tmp_path / "chat.json"
+    session.save(path)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert data["format"] == "insula-chat"
+    assert data["messages"] == session.messages
+    assert [p.name for p in tmp_path.iterdir()] == ["chat.json"]
+    other = llm.chat_session(**GREEDY)
+    other.load(path)
+    assert other.messages == session.messages
+    assert other.send("two").text == session.send("two").text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "nonsense",
+        '{"format": "insula-chat", "version": 9}',
+        "[" * 100_000,
+        '{"format": "insula-chat", "version": 1}',
+        '{"format": "insula-chat", "version": 1, "messages": [{"content": "a"}]}',
+    ],
+)
+def test_what_is_not_a_saved_chat(llm: LLM, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "chat.json"
+    path.write_text(text, encoding="utf-8")
+    session = llm.chat_session(system="S")
+    with pytest.raises(FormatError):
+        session.load(path)
+    with pytest.raises(NotFoundError):
+        session.load(tmp_path / "missing.json")
+    assert session.messages == [{"role": "system", "content": "S"}]
+
+
+def test_clear_keeps_the_system(llm: LLM) -> None:
+    with llm.chat_session(system="S", **GREEDY) as session:
+        session.send("one")
+        session.clear()
+        assert session.messages == [{"role": "system", "content": "S"}]
+        assert session.send("one").report.dropped_turns == 0
+
+
+def test_a_session_of_another_salt_shares_nothing(llm: LLM) -> None:
+    llm.chat_session(system="The same words for both of them.", **GREEDY).send("hello")
+    other = llm.chat_session(system="The same words for both of them.", salt="b", **GREEDY)
+    assert other.send("hello").report.cached_tokens == 0
+    third = llm.chat_session(system="The same words for both of them.", salt="b", **GREEDY)
+    assert third.send("hello").report.cached_tokens > 0
