@@ -80,9 +80,9 @@ def measure_insula(job: Job) -> dict[str, Any]:
     from insula import LLM, SamplingParams
 
     started = time.perf_counter()
-    llm = LLM(job.model, engine="native", n_ctx=N_CTX, threads=job.threads)
+    llm = LLM(job.model, engine="native", n_ctx=N_CTX, n_threads=job.threads)
     load = time.perf_counter() - started
-    n_vocab = llm.info.n_vocab
+    n_vocab = llm.model_info.n_vocab
 
     def ask(n: int, generate: int, seed: int) -> Any:
         params = SamplingParams(temperature=0, max_tokens=generate, ignore_eos=True)

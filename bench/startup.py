@@ -38,7 +38,7 @@ from insula import LLM, SamplingParams
 llm = LLM(sys.argv[1], n_ctx=int(sys.argv[2]))
 llm.generate("Why is the sky blue?", SamplingParams(max_tokens=32, temperature=0))
 scale = 1 if sys.platform == "darwin" else 1024
-info = llm.info
+info = llm.model_info
 print(json.dumps({
     "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
     "kv": info.kv_bytes, "file": info.file_bytes, "engine": info.engine, "isa": info.isa,

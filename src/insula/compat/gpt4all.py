@@ -113,7 +113,7 @@ class GPT4All:
         )
         from insula.llm import LLM
 
-        self._llm: LLM | None = LLM(self.config["path"], n_ctx=n_ctx, threads=n_threads)
+        self._llm: LLM | None = LLM(self.config["path"], n_ctx=n_ctx, n_threads=n_threads)
         self._history: list[MessageType] | None = None
         self._transcript: PlainTranscript | JinjaTranscript | None = None
 
