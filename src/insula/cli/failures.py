@@ -76,7 +76,7 @@ def _usage(error: BaseException) -> str:
         return text(key, option=option, close=close) + hint
     if kind == "MissingParameter":
         param = getattr(error, "param", None)
-        name = param.make_metavar(context) if param is not None and context is not None else "?"
+        name = getattr(param, "metavar", None) or str(getattr(param, "name", "?")).upper()
         return text("cli.missing_argument", name=name) + hint
     message = getattr(error, "message", "") or str(error)
     if kind == "BadOptionUsage":

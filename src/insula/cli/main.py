@@ -7,6 +7,7 @@ only with INSULA_DEBUG=1. Imports nothing beyond the standard library until it m
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _silence_stdout()
         code = EXIT_CLOSED_PIPE
-    except OSError as error:
+    except OSError as error:  # standard output is full, or gone
         _silence_stdout()
         from insula.cli.failures import report_os_error
 
@@ -53,6 +54,10 @@ def _run(args: list[str]) -> int:
         return invoke(args)
     except (KeyboardInterrupt, BrokenPipeError):
         raise
+    except OSError as error:
+        if error.filename is None and error.errno == errno.ENOSPC:
+            raise  # standard output is full: main() lets go of what its buffer holds
+        return report(error)
     except BaseException as error:  # noqa: BLE001 -- the last line of defence
         return report(error)
 
