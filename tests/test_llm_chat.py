@@ -86,7 +86,13 @@ def new_tokens(completion: Completion) -> int:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_turn_costs_its_new_tokens(llm: LLM, seed: int) -> None:
-    session = llm.chat_session(system="Short answers.", seed=seed, max_tokens=40)
+    hidden = [i for i in range(320) if llm.tokenizer.is_special(i) and i != 1]
+    session = llm.chat_session(
+        system="Short answers.",
+        seed=seed,
+        max_tokens=40,
+        logit_bias=dict.fromkeys(hidden, -float("inf")),
+    )
     seen = 0
     for text in ["Hello there", "And then?", "ñandú 🦤", "More", "The end."]:
         turn = session.send(text)
@@ -324,3 +330,45 @@ def test_a_session_of_another_salt_shares_nothing(llm: LLM) -> None:
     assert other.send("hello").report.cached_tokens == 0
     third = llm.chat_session(system="The same words for both of them.", salt="b", **GREEDY)
     assert third.send("hello").report.cached_tokens > 0
+
+
+THINKING = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "<|start|>assistant\n<think>\n"
+)
+
+
+def forced(llm: LLM, text: str) -> dict:
+    """Options under which the model says the letters of `text`'s alphabet alone, at random."""
+    allowed = {llm.tokenize(c, add_special=False)[0] for c in text}
+    return {"logit_bias": {i: -float("inf") for i in range(320) if i not in allowed}}
+
+
+def test_reasoning_comes_apart_from_the_answer(llm: LLM) -> None:
+    # The prompt opened the block; only tokens that may close it are allowed, so that it does.
+    options = {**forced(llm, "</think>ab"), "temperature": 1.0, "max_tokens": 60}
+    messages = [user("a")]
+    raw = llm.chat(messages, template=THINKING.replace("<think>", "think"), seed=1, **options)
+    assert raw.reasoning is None
+    stream = llm.chat_stream(messages, template=THINKING, seed=1, **options)
+    chunks = list(stream)
+    completion = stream.completion
+    assert completion is not None
+    assert completion.reasoning == "".join(c.reasoning for c in chunks)
+    assert completion.text == "".join(c.text for c in chunks) == ""
+    assert completion.reasoning
+    session = llm.chat_session(template=THINKING, seed=1, **options)
+    session.send("a")
+    assert session.messages[-1]["reasoning_content"] == completion.reasoning
+    assert session.messages[-1]["content"] == ""
+
+
+def test_a_stop_string_does_not_stay_in_what_the_model_sees_next(llm: LLM) -> None:
+    session = llm.chat_session(temperature=0, logit_bias=LETTERS, max_tokens=20)
+    first = session.send("one")
+    stop = first.text[3:5]
+    again = session.regenerate(stop=stop)
+    assert again.text == first.text[: first.text.index(stop)]
+    session.send("two")
+    seen = llm.detokenize(session._seen[0][1])
+    assert seen == session._format.render(session.messages[:-1])

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from insula.chat.prompt import ChatFormat, ChatPrompt, Overflow
+    from insula.chat.prompt import ChatFormat, Overflow
     from insula.chat.session import ChatSession
     from insula.chat.templates import ChatTemplate
     from insula.hub.transport import Progress
@@ -191,6 +191,7 @@ class LLM:
             model's own; tools and template_arguments (such as enable_thinking) are given to it.
         overflow: "error", "stop" or "drop_oldest" (whole turns, never the system's message;
             the report says how many).
+        What the model marks as reasoning is in the completion's `reasoning`, not in its text.
         Raises what `generate` raises, and TemplateError.
         """
         stream = self.chat_stream(
@@ -220,8 +221,9 @@ class LLM:
         salt: str = "",
         **options: Any,
     ) -> Stream:
-        """As `chat`, chunk by chunk."""
+        """As `chat`, chunk by chunk; reasoning comes in the chunks' `reasoning`, not in text."""
         from insula.chat import prompt as chat_prompt
+        from insula.chat.reply import Reply
 
         chat_prompt.check_messages(messages)
         chat_prompt.check_overflow(overflow)
@@ -231,16 +233,18 @@ class LLM:
         prompt, sampling, notes = chat_prompt.fitted(
             messages, chat_format.prompt, sampling, n_ctx=self.n_ctx, overflow=overflow
         )
+        reply = Reply(chat_format.template.source, prompt.text)
         request = Request(
             ids=prompt.ids,
             params=sampling,
             salt=salt,
             continues=False,
+            skip_special=not reply.shows_special,
             notes=(*self.model_info.notes, *notes),
             dropped_turns=prompt.dropped_turns,
             dropped_tokens=prompt.dropped_tokens,
         )
-        return Stream(self._engine.submit(request), on_end=self._finish(prompt))
+        return Stream(self._engine.submit(request), on_chunk=reply.chunk, on_end=reply.whole)
 
     def chat_session(
         self,
@@ -271,7 +275,6 @@ class LLM:
             overflow=overflow,
             salt=salt,
             notes=self.model_info.notes,
-            finish=lambda completion, prompt: self._finish(prompt)(completion),
             model=self.model_info.name,
         )
 
@@ -391,10 +394,6 @@ class LLM:
             tools=tools,
             arguments={} if arguments is None else arguments,
         )
-
-    def _finish(self, prompt: ChatPrompt | str) -> Callable[[Completion], Completion]:
-        """What makes of a raw completion the one that the caller sees."""
-        return lambda completion: completion
 
 
 def _ids(ids: Any) -> tuple[int, ...]:

@@ -80,7 +80,12 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """The answer to one request."""
+    """The answer to one request.
+
+    token_ids: every token generated but the one that ended it; with a stop string, text ends
+    before it and token_ids after. reasoning: what a chat model thought before its answer, None
+    where it marked none; it is not part of text.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -92,13 +97,17 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """One piece of a stream. The last one carries finish_reason and the whole Completion."""
+    """One piece of a stream. The last one carries finish_reason and the whole Completion.
+
+    reasoning: what a chat model thinks before its answer; it is not part of text.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     completion: Completion | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +29,7 @@ from insula.chat.prompt import (
     fitted,
     turns,
 )
+from insula.chat.reply import Reply
 from insula.engine.options import sampling_params
 from insula.engine.request import Handle, Request, TextEngine
 from insula.engine.stream import Stream
@@ -44,6 +45,7 @@ class _Turn:
 
     handle: Handle
     prompt: ChatPrompt
+    reply: Reply
     before: list[dict[str, Any]]
 
 
@@ -64,11 +66,9 @@ class ChatSession:
         overflow: Overflow = "error",
         salt: str = "",
         notes: tuple[str, ...] = (),
-        finish: Callable[[Completion, str], Completion] | None = None,
         model: str = "",
     ) -> None:
-        """params: the defaults of every turn. finish: makes of a raw completion and its prompt's
-        text what the caller sees. model: a name for the file that `save` writes."""
+        """params: the defaults of every turn. model: a name for the file that `save` writes."""
         check_overflow(overflow)
         self.messages: list[dict[str, Any]] = []
         self.overflow: Overflow = overflow
@@ -77,7 +77,6 @@ class ChatSession:
         self._format = chat_format
         self._salt = salt
         self._notes = notes
-        self._finish = finish
         self._model = model
         self._turn: _Turn | None = None
         # What the model has seen, as text and ids: the last prompt, and it with the raw answer.
@@ -238,23 +237,28 @@ class ChatSession:
             overflow=self.overflow,
             dropped=n,
         )
+        reply = Reply(self._format.template.source, prompt.text)
         handle = self._engine.submit(
             Request(
                 ids=prompt.ids,
                 params=params,
                 salt=self._salt,
                 continues=False,
+                skip_special=not reply.shows_special,
                 notes=(*self._notes, *notes),
                 dropped_turns=prompt.dropped_turns,
                 dropped_tokens=prompt.dropped_tokens,
             )
         )
-        self._turn = turn = _Turn(handle=handle, prompt=prompt, before=list(self.messages))
+        self._turn = turn = _Turn(
+            handle=handle, prompt=prompt, reply=reply, before=list(self.messages)
+        )
         self.messages[:] = messages
         self._dropped = turns(messages)[1][: prompt.dropped_turns]
         self._seen = [(prompt.text, prompt.ids)]
         return Stream(
             handle,
+            on_chunk=reply.chunk,
             on_end=lambda completion: self._record(turn, completion),
             on_error=lambda: self._withdraw(turn),
         )
@@ -262,7 +266,7 @@ class ChatSession:
     def _record(self, turn: _Turn, raw: Completion) -> Completion:
         """Put the answer into the history; make of it what the caller sees."""
         prompt = turn.prompt
-        completion = raw if self._finish is None else self._finish(raw, prompt.text)
+        completion = turn.reply.whole(raw)
         if self._turn is not turn:
             return completion
         if not raw.token_ids and raw.finish_reason == "cancelled":
@@ -273,7 +277,9 @@ class ChatSession:
         if completion.reasoning:
             answer["reasoning_content"] = completion.reasoning
         self.messages.append(answer)
-        self._seen.append((prompt.text + raw.text, prompt.ids + raw.token_ids))
+        # Not where a stop string or a hidden token makes the text less than the ids.
+        if self._format.tokenizer.decode(list(raw.token_ids)) == raw.text:
+            self._seen.append((prompt.text + raw.text, prompt.ids + raw.token_ids))
         return completion
 
     def _withdraw(self, turn: _Turn) -> None:

@@ -167,7 +167,7 @@ class Engine:
             limit=limit,
             output=Output(
                 detokenizer=self.tokenizer.detokenizer(
-                    skip_special=True, continues=request.continues
+                    skip_special=request.skip_special, continues=request.continues
                 ),
                 stops=params.stop,
                 facts=self._facts,

@@ -40,6 +40,7 @@ class Request:
         read from the prefix cache.
     continues: the completion goes on the prompt's text, so a space before its first word is part
         of it; in a chat the answer is a text of its own.
+    skip_special: control tokens show no text.
     notes: lines for the report (what was chosen or dropped before the engine was asked).
     """
 
@@ -51,6 +52,7 @@ class Request:
     on_prompt_logits: LogitsCallback | None = None
     prompt_logits_from: int = 0
     continues: bool = True
+    skip_special: bool = True
     notes: tuple[str, ...] = ()
     dropped_turns: int = 0
     dropped_tokens: int = 0

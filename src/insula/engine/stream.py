@@ -18,6 +18,7 @@ class Stream(Iterator[Chunk]):
     """Chunks as they come. The last one carries finish_reason and the whole Completion.
 
     `completion` is None until the end. `close()` cancels; so does leaving a `with` block.
+    on_chunk: may change each chunk on its way out.
     on_end: sees the Completion once, whole or cancelled, and may put another in its place.
     on_error: called if the request fails instead.
     """
@@ -26,12 +27,14 @@ class Stream(Iterator[Chunk]):
         self,
         handle: Handle,
         *,
+        on_chunk: Callable[[Chunk], Chunk] | None = None,
         on_end: Callable[[Completion], Completion] | None = None,
         on_error: Callable[[], None] | None = None,
     ) -> None:
         self.completion: Completion | None = None
         self._handle = handle
         self._chunks = iter(handle)
+        self._on_chunk = on_chunk
         self._on_end = on_end
         self._on_error = on_error
 
@@ -52,6 +55,8 @@ class Stream(Iterator[Chunk]):
         except BaseException:
             self._handle.cancel()
             raise
+        if self._on_chunk is not None:
+            chunk = self._on_chunk(chunk)
         if chunk.completion is None:
             return chunk
         return dataclasses.replace(chunk, completion=self._end(chunk.completion))
