@@ -155,6 +155,15 @@ void bind_tokenizer(nb::module_ &m) {
       .def_prop_ro("sep", [](const Tokenizer &self) { return known(self.sep); })
       .def_prop_ro("pad", [](const Tokenizer &self) { return known(self.pad); })
       .def_prop_ro("end_ids", [](const Tokenizer &self) { return self.end_ids; });
+  m.def(
+      "pretokenizer_steps",
+      [](const std::string &name) {
+        std::vector<std::string> steps;
+        for (const std::string_view step : insula::tok::pre_rule(name).steps)
+          steps.emplace_back(step);
+        return steps;
+      },
+      "name"_a, "The expressions of a pre-tokenizer; one that begins with @ is a function.");
   m.def("pretokenizer_names", [] {
     std::vector<std::string> names;
     for (const std::string_view name : insula::tok::pre_names())

@@ -93,7 +93,7 @@ void BpeModel::read_merges(const Strings &merges) {
         for (const uint64_t hash : lines[i].hashes)
           vocabulary_.prefetch(hash, step);
     for (size_t i = 0; i < n; ++i) {
-      Line& line = lines[i];
+      Line &line = lines[i];
       for (size_t k = 0; k < 3; ++k) {
         line.ids[k] = vocabulary_.find(line.texts[k], line.hashes[k]);
         if (line.ids[k] < 0)

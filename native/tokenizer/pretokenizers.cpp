@@ -152,10 +152,13 @@ void add_groups(const char *text, size_t at, size_t count, std::vector<size_t> &
   }
 }
 
-// What Oniguruma's \w holds: alphabetic, marks, decimal digits, connectors.
+// What Oniguruma's \w holds: alphabetic, marks, decimal digits, connectors; and below U+0100,
+// where it goes by Latin-1, the superscript digits and the fractions too.
 bool is_word(uint32_t cp) {
   if (in_categories(cp, kLetters | kMarks | bit(Nd) | bit(Nl) | bit(Pc)))
     return true;
+  if (cp < 256)
+    return in_categories(cp, bit(No));
   // Other_Alphabetic symbols: circled and squared Latin letters
   return cp - 0x24B6 < 52 || cp - 0x1F130 < 26 || cp - 0x1F150 < 26 || cp - 0x1F170 < 26;
 }
@@ -213,7 +216,8 @@ void trailing_space(const char *text, size_t begin, size_t end, std::vector<size
 } // namespace
 
 const PreRule &pre_rule(std::string_view name) {
-  const std::string wanted = " " + std::string(name) + " ";
+  std::string wanted(1, ' ');
+  wanted.append(name).append(1, ' ');
   if (!name.empty() && name.find(' ') == std::string_view::npos)
     for (const PreRule &rule : rules())
       if (rule.names.find(wanted) != std::string_view::npos)

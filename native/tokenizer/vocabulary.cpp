@@ -174,13 +174,13 @@ int32_t Vocabulary::find(std::string_view text, uint64_t hash) const {
 }
 
 void Vocabulary::prefetch(uint64_t hash, int step) const {
-  const uint64_t& slot = slots_[hash & (slots_.size() - 1)];
+  const uint64_t &slot = slots_[hash & (slots_.size() - 1)];
   if (step == 0)
     return prefetch_memory(&slot);
   if (slot >> 32 != hash >> 32)
     return;
-  const uint32_t& offset = offsets_[uint32_t(slot) - 1];
-  prefetch_memory(step == 1 ? static_cast<const void*>(&offset) : texts_.data() + offset);
+  const uint32_t &offset = offsets_[uint32_t(slot) - 1];
+  prefetch_memory(step == 1 ? static_cast<const void *>(&offset) : texts_.data() + offset);
 }
 
 } // namespace insula::tok

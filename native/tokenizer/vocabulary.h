@@ -38,7 +38,7 @@ enum Attribute : uint8_t {
   StripLeft = 128
 };
 
-inline void prefetch_memory([[maybe_unused]] const void* address) {
+inline void prefetch_memory([[maybe_unused]] const void *address) {
 #ifndef _MSC_VER
   __builtin_prefetch(address);
 #endif
