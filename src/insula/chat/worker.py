@@ -21,14 +21,14 @@ from insula.errors import TemplateError
 
 def encode(source: str, variables: dict[str, object], now: dt.datetime | None) -> bytes:
     """The parent's side of a request."""
-    return json.dumps(
-        {"source": source, "variables": variables, "now": now and now.isoformat()}
-    ).encode()
+    job = {"source": source, "variables": variables, "now": now and now.isoformat()}
+    # Escapes would turn two lone surrogates into one character.
+    return json.dumps(job, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def handle(request: bytes) -> bytes:
     """The child's side. Raises TemplateError, or MemoryError."""
-    job = json.loads(request)
+    job = json.loads(request.decode("utf-8", "surrogatepass"))
     now = dt.datetime.fromisoformat(job["now"]) if job["now"] else None
     text = sandbox.render(job["source"], job["variables"], now=now)
     return text.encode("utf-8", "surrogatepass")
