@@ -138,6 +138,18 @@ def test_the_end_token_ends_and_is_not_shown(qwen2: LlamaCppEngine) -> None:
     assert answer.report.completion_tokens == 0
 
 
+def test_control_tokens_show_text_only_if_asked(qwen2: LlamaCppEngine) -> None:
+    start = qwen2.tokenizer.encode("<|im_start|>", add_special=False, parse_special=True)
+    options = params(max_tokens=2, logit_bias={start[0]: 100.0}, ignore_eos=False)
+    shown, hidden = (
+        qwen2.submit(Request(ids=(100,), params=options, skip_special=skip)).result()
+        for skip in (False, True)
+    )
+    assert shown.token_ids == hidden.token_ids == (start[0], start[0])
+    assert shown.text == "<|im_start|>" * 2
+    assert hidden.text == ""
+
+
 def test_cancel_ends_early_and_the_next_request_works(qwen2: LlamaCppEngine) -> None:
     ids = tuple(qwen2.tokenizer.encode("hello"))
     handle = qwen2.submit(Request(ids=ids, params=params(max_tokens=200)))

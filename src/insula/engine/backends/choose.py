@@ -23,8 +23,13 @@ class Choice:
     reason: str
 
 
-def choose(model_path: str | Path, engine: str = "auto") -> Choice:
+def choose(
+    model_path: str | Path, engine: str = "auto", *, opened_arch: str | None = None
+) -> Choice:
     """Decide. `engine` is auto, native, llamacpp or reference.
+
+    opened_arch: the architecture, where the caller has opened the file with the native loader
+    already; it is not opened again.
 
     Raises ConfigError for another word, UnsupportedError where no backend fits or the one
     asked for cannot run this file, and what reading the file raises (NotFoundError,
@@ -34,7 +39,7 @@ def choose(model_path: str | Path, engine: str = "auto") -> Choice:
         raise ConfigError(f"engine: found {engine!r}; allowed: {', '.join(ENGINES)}")
     if engine == "llamacpp":
         return Choice(backend=_installed("llamacpp"), reason="asked for")
-    arch, obstacle = native_obstacle(model_path)
+    arch, obstacle = (opened_arch, None) if opened_arch else native_obstacle(model_path)
     if engine in ("native", "reference"):
         if obstacle is not None:
             raise UnsupportedError(

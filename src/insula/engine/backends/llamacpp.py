@@ -230,7 +230,13 @@ class _Run(threading.Thread):
         return self._stops.hit is not None
 
     def _give_out(self, piece: Piece) -> None:
-        text = self._stops.push(piece.text)
+        text = piece.text
+        tokenizer, last = self._engine.tokenizer, piece.token_ids[-1]
+        if not text and not self._request.skip_special and tokenizer.is_special(last):
+            text = tokenizer.token_bytes(last).decode("utf-8", "replace")
+        elif not self._text and not self._request.continues:
+            text = self._without_first_space(piece)
+        text = self._stops.push(text)
         self._text.append(text)
         self._token_ids += piece.token_ids
         self._logprobs += piece.logprobs
@@ -242,6 +248,14 @@ class _Run(threading.Thread):
                 logprobs=piece.logprobs if scored else None,
             )
         )
+
+    def _without_first_space(self, piece: Piece) -> str:
+        """The first piece of a text of its own: the space that some vocabularies put before
+        the first word goes, as with our own detokenizer."""
+        first, tokenizer = piece.token_ids[0], self._engine.tokenizer
+        begins = tokenizer.detokenizer(skip_special=True, continues=False).push(first)
+        goes_on = tokenizer.detokenizer(skip_special=True, continues=True).push(first)
+        return piece.text if begins == goes_on else piece.text.removeprefix(" ")
 
     def _finish(self) -> None:
         ended = self._ended or self._reader.ended

@@ -60,6 +60,9 @@ class LlamaCppServer:
                 "choose another quantization or model"
             ) from None
         self._address = str(self._server.listening_address)
+        # The constructor returns before the server's loop has begun, and a server that is
+        # destroyed in between waits for that loop for ever. An answer means that it runs.
+        self._server.handle_metrics()
 
     def complete(self, request: dict[str, Any], on_chunk: Callable[[dict[str, Any]], bool]) -> None:
         """Run one streamed completion; blocks until it ends. `on_chunk` ends it with True."""
@@ -136,6 +139,7 @@ def _params(path: Path, *, n_ctx: int, threads: int, gpu_layers: int | None) -> 
     params.ctx_shift = False  # would drop the oldest tokens without a word
     params.ui = False
     params.endpoint_slots = False
+    params.endpoint_metrics = True
     params.warmup = False
     params.verbosity = SILENT
     params.offline = True

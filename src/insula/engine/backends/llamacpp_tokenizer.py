@@ -68,10 +68,8 @@ class LlamaCppTokenizer:
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Text of `ids`; invalid UTF-8 becomes U+FFFD."""
-        wanted = [i for i in ids if not (skip_special and self.is_special(i))]
-        text = b"".join(self.token_bytes(i) for i in wanted).decode("utf-8", "replace")
-        starts_word = self.model == "llama" and text.startswith(" ")
-        return text[1:] if starts_word and self._prefixes_space else text
+        stream = self.detokenizer(skip_special=skip_special)
+        return "".join([stream.push(i) for i in ids]) + stream.flush()
 
     def token_bytes(self, token_id: int, /) -> bytes:
         """The bytes of one token. Raises TokenizerError for an id outside the vocabulary."""
@@ -91,17 +89,21 @@ class LlamaCppTokenizer:
             return bytes([int(match[1], 16)])
         return piece.replace("\u2581", " ").encode()
 
-    def is_special(self, token_id: int) -> bool:
+    def is_special(self, token_id: int, /) -> bool:
         """Whether the token is a control token."""
         return self._type(token_id) == _CONTROL
 
-    def detokenizer(self) -> Utf8Stream:
-        """A fresh incremental decoder."""
-        return Utf8Stream(self)
+    def detokenizer(self, *, skip_special: bool = False, continues: bool = False) -> Utf8Stream:
+        """A fresh incremental decoder; continues: a space before the first word is text."""
+        return Utf8Stream(
+            self, skip_special=skip_special, strip=self._strips_space and not continues
+        )
 
     @property
-    def _prefixes_space(self) -> bool:
-        return bool(self._metadata.get("tokenizer.ggml.add_space_prefix", True))
+    def _strips_space(self) -> bool:
+        """Whether the vocabulary puts a space before a text's first word, which is not text."""
+        added = self._metadata.get("tokenizer.ggml.add_space_prefix", True)
+        return self.model == "llama" and bool(added)
 
     def _type(self, token_id: int) -> int:
         types = self._metadata.get("tokenizer.ggml.token_type")
@@ -117,13 +119,21 @@ class LlamaCppTokenizer:
 class Utf8Stream:
     """Ids in, text out, never half a character."""
 
-    def __init__(self, tokenizer: LlamaCppTokenizer) -> None:
+    def __init__(self, tokenizer: LlamaCppTokenizer, *, skip_special: bool, strip: bool) -> None:
         self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._strip = strip
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int, /) -> str:
         """The text that became whole with this token."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        if self._skip_special and self._tokenizer.is_special(token_id):
+            return ""
+        piece = self._tokenizer.token_bytes(token_id)
+        if self._strip:
+            self._strip = False
+            piece = piece.removeprefix(b" ")
+        return self._decoder.decode(piece)
 
     def flush(self) -> str:
         """What is left at the end; an unfinished character becomes U+FFFD."""
