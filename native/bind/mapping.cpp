@@ -14,7 +14,7 @@ using namespace nb::literals;
 
 namespace {
 
-[[noreturn]] void raise_os_error(const std::system_error& error, nb::handle path) {
+[[noreturn]] void raise_os_error(const std::system_error &error, nb::handle path) {
 #if defined(_WIN32)
   PyErr_SetExcFromWindowsErrWithFilenameObject(PyExc_OSError, error.code().value(), path.ptr());
 #else
@@ -28,9 +28,9 @@ namespace {
 // outlive the bytes it shows.
 class Mapping {
 public:
-  explicit Mapping(const std::filesystem::path& path) : file_(path) {}
+  explicit Mapping(const std::filesystem::path &path) : file_(path) {}
 
-  const insula::FileMapping& file() const { return file_; }
+  const insula::FileMapping &file() const { return file_; }
   bool closed() const { return closed_; }
 
   void close() {
@@ -42,13 +42,13 @@ public:
     file_.close();
   }
 
-  int get_buffer(PyObject* self, Py_buffer* view, int flags) {
+  int get_buffer(PyObject *self, Py_buffer *view, int flags) {
     if (closed_) {
       PyErr_SetString(PyExc_ValueError, "the mapping is closed");
       return -1;
     }
     static std::uint8_t nothing = 0; // an empty file has no address
-    void* bytes = file_.data() ? const_cast<std::uint8_t*>(file_.data()) : &nothing;
+    void *bytes = file_.data() ? const_cast<std::uint8_t *>(file_.data()) : &nothing;
     const auto size = static_cast<Py_ssize_t>(file_.size());
     if (PyBuffer_FillInfo(view, self, bytes, size, 1, flags) != 0) {
       return -1;
@@ -65,41 +65,40 @@ private:
   bool closed_ = false;
 };
 
-int mapping_get_buffer(PyObject* self, Py_buffer* view, int flags) {
+int mapping_get_buffer(PyObject *self, Py_buffer *view, int flags) {
   return nb::inst_ptr<Mapping>(self)->get_buffer(self, view, flags);
 }
 
-void mapping_release_buffer(PyObject* self, Py_buffer*) {
+void mapping_release_buffer(PyObject *self, Py_buffer *) {
   nb::inst_ptr<Mapping>(self)->release_buffer();
 }
 
 PyType_Slot mapping_slots[] = {
-    {Py_bf_getbuffer, reinterpret_cast<void*>(mapping_get_buffer)},
-    {Py_bf_releasebuffer, reinterpret_cast<void*>(mapping_release_buffer)},
+    {Py_bf_getbuffer, reinterpret_cast<void *>(mapping_get_buffer)},
+    {Py_bf_releasebuffer, reinterpret_cast<void *>(mapping_release_buffer)},
     {0, nullptr},
 };
 
 using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-nb::tuple scan_strings(Bytes data, std::uint64_t start, std::uint64_t count,
-                       std::uint64_t budget) {
+nb::tuple scan_strings(Bytes data, std::uint64_t start, std::uint64_t count, std::uint64_t budget) {
   insula::StringScan scan;
   {
     nb::gil_scoped_release released;
     scan = insula::scan_strings(data.data(), data.size(), start, count, budget);
   }
   if (scan.fault != insula::ScanFault::none) {
-    const char* reason = scan.fault == insula::ScanFault::cut ? "cut" : "too_large";
+    const char *reason = scan.fault == insula::ScanFault::cut ? "cut" : "too_large";
     nb::tuple what = nb::make_tuple(reason, scan.fault_at);
     PyErr_SetObject(PyExc_ValueError, what.ptr());
     throw nb::python_error();
   }
   const std::size_t blob_size = scan.blob_size;
-  std::uint8_t* blob = scan.blob.release();
-  nb::capsule blob_owner(blob, [](void* p) noexcept { delete[] static_cast<std::uint8_t*>(p); });
-  auto* offsets = new std::vector<std::int64_t>(std::move(scan.offsets));
+  std::uint8_t *blob = scan.blob.release();
+  nb::capsule blob_owner(blob, [](void *p) noexcept { delete[] static_cast<std::uint8_t *>(p); });
+  auto *offsets = new std::vector<std::int64_t>(std::move(scan.offsets));
   nb::capsule offsets_owner(
-      offsets, [](void* p) noexcept { delete static_cast<std::vector<std::int64_t>*>(p); });
+      offsets, [](void *p) noexcept { delete static_cast<std::vector<std::int64_t> *>(p); });
   return nb::make_tuple(
       nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>>(blob, {blob_size}, blob_owner),
       nb::ndarray<nb::numpy, std::int64_t, nb::ndim<1>>(offsets->data(), {offsets->size()},
@@ -109,32 +108,31 @@ nb::tuple scan_strings(Bytes data, std::uint64_t start, std::uint64_t count,
 
 } // namespace
 
-void bind_mapping(nb::module_& m) {
+void bind_mapping(nb::module_ &m) {
   nb::class_<Mapping>(m, "Mapping", nb::type_slots(mapping_slots),
                       "A file's bytes, read-only, through the buffer protocol.\n\n"
                       "If the file is cut short while mapped, the lost bytes read as zeros and\n"
                       "`poisoned` becomes True; check it after reading.")
       .def(
           "__init__",
-          [](Mapping* self, nb::object path) {
+          [](Mapping *self, nb::object path) {
             const auto native_path = nb::cast<std::filesystem::path>(path);
             try {
               new (self) Mapping(native_path);
-            } catch (const std::system_error& error) {
+            } catch (const std::system_error &error) {
               raise_os_error(error, path);
             }
           },
           "path"_a, "Raises OSError; regular files only.")
-      .def_prop_ro("poisoned", [](const Mapping& self) { return self.file().poisoned(); })
-      .def_prop_ro("closed", [](const Mapping& self) { return self.closed(); })
-      .def("__len__", [](const Mapping& self) { return self.file().size(); })
+      .def_prop_ro("poisoned", [](const Mapping &self) { return self.file().poisoned(); })
+      .def_prop_ro("closed", [](const Mapping &self) { return self.closed(); })
+      .def("__len__", [](const Mapping &self) { return self.file().size(); })
       .def(
-          "view",
-          [](nb::handle self) { return nb::steal(PyMemoryView_FromObject(self.ptr())); },
+          "view", [](nb::handle self) { return nb::steal(PyMemoryView_FromObject(self.ptr())); },
           nb::sig("def view(self) -> memoryview"), "memoryview(self), for type checkers.")
       .def(
           "drop",
-          [](const Mapping& self, std::size_t offset, std::size_t length) {
+          [](const Mapping &self, std::size_t offset, std::size_t length) {
             self.file().drop(offset, length);
           },
           "offset"_a, "length"_a,

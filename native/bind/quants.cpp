@@ -32,8 +32,8 @@ unsigned thread_count(unsigned asked) {
 }
 
 template <typename T> auto numpy_array(std::unique_ptr<T[]> values, std::size_t n) {
-  T* raw = values.release();
-  nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  T *raw = values.release();
+  nb::capsule owner(raw, [](void *p) noexcept { delete[] static_cast<T *>(p); });
   return nb::ndarray<nb::numpy, T, nb::ndim<1>>(raw, {n}, owner);
 }
 
@@ -54,8 +54,7 @@ auto dequantize(std::int32_t type_id, Bytes raw, std::size_t n, unsigned threads
   return numpy_array(std::move(values), n);
 }
 
-auto quantize(std::int32_t type_id, Matrix x, std::optional<Vector> importance,
-              unsigned threads) {
+auto quantize(std::int32_t type_id, Matrix x, std::optional<Vector> importance, unsigned threads) {
   const auto format = format_of(type_id);
   const std::size_t rows = x.shape(0);
   const std::size_t cols = x.shape(1);
@@ -71,7 +70,7 @@ auto quantize(std::int32_t type_id, Matrix x, std::optional<Vector> importance,
     if (importance->size() != cols) {
       throw nb::value_error("importance needs one weight a column");
     }
-    const float* w = importance->data();
+    const float *w = importance->data();
     if (!std::all_of(w, w + cols, [](float v) { return v >= 0 && v <= 1e30f; })) {
       throw nb::value_error("importance must be finite and not negative");
     }
@@ -81,9 +80,9 @@ auto quantize(std::int32_t type_id, Matrix x, std::optional<Vector> importance,
   insula::quants::QuantizeResult result;
   {
     nb::gil_scoped_release released;
-    result = insula::quants::quantize(format, x.data(), blocks.get(), rows, cols,
-                                      importance ? importance->data() : nullptr,
-                                      thread_count(threads));
+    result =
+        insula::quants::quantize(format, x.data(), blocks.get(), rows, cols,
+                                 importance ? importance->data() : nullptr, thread_count(threads));
   }
   if (result.fault != insula::quants::Fault::none) {
     const bool overflow = result.fault == insula::quants::Fault::overflow;
@@ -97,7 +96,7 @@ auto quantize(std::int32_t type_id, Matrix x, std::optional<Vector> importance,
 
 } // namespace
 
-void bind_quants(nb::module_& m) {
+void bind_quants(nb::module_ &m) {
   m.def("dequantize", &dequantize, "type_id"_a, "raw"_a, "n"_a, "threads"_a = 0,
         "Blocks uint8[nbytes] of a ggml type as float32[n]. threads 0: one a core.\n\n"
         "ValueError if the type is not decoded or the bytes are not n elements.");

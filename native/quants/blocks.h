@@ -9,8 +9,8 @@
 
 namespace insula::quants {
 
-constexpr int kBlock = 32;   // elements of a legacy block
-constexpr int kSuper = 256;  // elements of a K-quant super-block
+constexpr int kBlock = 32;  // elements of a legacy block
+constexpr int kSuper = 256; // elements of a K-quant super-block
 
 // IEEE 754 binary16 to binary32; exact. NaNs keep their payload.
 inline float half_to_float(std::uint16_t half) {
@@ -105,14 +105,14 @@ struct BlockQ8_0 { // x = d * q
   std::int8_t qs[32];
 };
 
-struct BlockQ2_K { // x = d * sc * q - dmin * mn, groups of 16
+struct BlockQ2_K {         // x = d * sc * q - dmin * mn, groups of 16
   std::uint8_t scales[16]; // low nibble: sc, high nibble: mn
   std::uint8_t qs[64];     // per 128 elements 32 bytes; bits 2k..2k+1: elements 32k..32k+31
   Half d;
   Half dmin;
 };
 
-struct BlockQ3_K { // x = d * (sc - 32) * (q - 4 * (bit clear)), groups of 16
+struct BlockQ3_K {        // x = d * (sc - 32) * (q - 4 * (bit clear)), groups of 16
   std::uint8_t hmask[32]; // bit k of byte j: the third bit of element 32k + j
   std::uint8_t qs[64];
   std::uint8_t scales[12]; // 16 scales of 6 bits
@@ -134,7 +134,7 @@ struct BlockQ5_K {
   std::uint8_t qs[128];
 };
 
-struct BlockQ6_K { // x = d * sc * (q - 32), groups of 16
+struct BlockQ6_K {      // x = d * sc * (q - 32), groups of 16
   std::uint8_t ql[128]; // per 128 elements 64 bytes: low nibbles 0..63, high nibbles 64..127
   std::uint8_t qh[64];  // per 128 elements 32 bytes; bits 2k..2k+1: elements 32k..32k+31
   std::int8_t scales[16];
@@ -177,15 +177,16 @@ struct ScaleMin {
 // Scale and min of group g (0..7) out of the 12 packed bytes of Q4_K and Q5_K: groups 0..3 have
 // six bits of bytes 0..3 (scales) and 4..7 (mins); groups 4..7 their low four in bytes 8..11 and
 // their high two in the top of bytes 0..7.
-inline ScaleMin unpack_scale_min(const std::uint8_t* packed, int g) {
+inline ScaleMin unpack_scale_min(const std::uint8_t *packed, int g) {
   if (g < 4) {
-    return {static_cast<std::uint8_t>(packed[g] & 63), static_cast<std::uint8_t>(packed[g + 4] & 63)};
+    return {static_cast<std::uint8_t>(packed[g] & 63),
+            static_cast<std::uint8_t>(packed[g + 4] & 63)};
   }
   return {static_cast<std::uint8_t>((packed[g + 4] & 15) | (packed[g - 4] >> 6 << 4)),
           static_cast<std::uint8_t>((packed[g + 4] >> 4) | (packed[g] >> 6 << 4))};
 }
 
-inline void pack_scale_min(std::uint8_t* packed, int g, std::uint8_t scale, std::uint8_t min) {
+inline void pack_scale_min(std::uint8_t *packed, int g, std::uint8_t scale, std::uint8_t min) {
   if (g < 4) {
     packed[g] = static_cast<std::uint8_t>((packed[g] & 0xc0) | scale);
     packed[g + 4] = static_cast<std::uint8_t>((packed[g + 4] & 0xc0) | min);
@@ -198,7 +199,7 @@ inline void pack_scale_min(std::uint8_t* packed, int g, std::uint8_t scale, std:
 
 // The 16 six-bit scales of Q3_K, minus 32: four low bits in bytes 0..7 (two a byte), two high
 // bits in bytes 8..11 (four a byte).
-inline int unpack_q3_scale(const std::uint8_t* packed, int g) {
+inline int unpack_q3_scale(const std::uint8_t *packed, int g) {
   const int low = g < 8 ? packed[g] & 15 : packed[g - 8] >> 4;
   const int high = packed[8 + g % 4] >> (2 * (g / 4)) & 3;
   return (low | high << 4) - 32;

@@ -24,7 +24,7 @@ bool infinite(Half half) { return (half.bytes[1] & 0x7c) == 0x7c; }
 
 // How much each element's error counts. Without importance, llama.cpp's choice: the mean magnitude
 // of the group plus the element's own.
-void group_weights(const float* x, const float* importance, float super_square, float* w) {
+void group_weights(const float *x, const float *importance, float super_square, float *w) {
   if (importance != nullptr) {
     for (int j = 0; j < 32; ++j) {
       w[j] = importance[j] * std::sqrt(super_square + x[j] * x[j]);
@@ -50,7 +50,7 @@ Half unit(float value) {
 }
 
 // The 6-bit code of each of 8 non-negative values, and the unit they count in.
-Half quantize_scales(const float* values, std::uint8_t* codes) {
+Half quantize_scales(const float *values, std::uint8_t *codes) {
   float max = 0;
   for (int g = 0; g < kGroups; ++g) {
     max = values[g] > max ? values[g] : max;
@@ -64,7 +64,7 @@ Half quantize_scales(const float* values, std::uint8_t* codes) {
 }
 
 // The levels of a group for its final, quantized scale and minimum; returns the weighted error.
-float assign_levels(const float* x, const float* w, float scale, float min, float top, float* q) {
+float assign_levels(const float *x, const float *w, float scale, float min, float top, float *q) {
   if (!(scale > 0)) {
     std::memset(q, 0, 32 * sizeof(float));
   } else {
@@ -84,7 +84,7 @@ float assign_levels(const float* x, const float* w, float scale, float min, floa
 
 // Fits groups first, then rounds their scales and minima to 6 bits, then looks at the neighbours
 // of each pair of codes: rounding one may be repaired by the other.
-SuperBlock fit_super_block(const float* x, const float* importance, float top, Trial trial) {
+SuperBlock fit_super_block(const float *x, const float *importance, float top, Trial trial) {
   SuperBlock block = {};
   float w[kSuper];
   float scales[kGroups];
@@ -130,7 +130,7 @@ SuperBlock fit_super_block(const float* x, const float* importance, float top, T
   return block;
 }
 
-void pack_low_nibbles(const float* q, std::uint8_t* qs) {
+void pack_low_nibbles(const float *q, std::uint8_t *qs) {
   for (int pair = 0; pair < kGroups / 2; ++pair, q += 64, qs += 32) {
     for (int j = 0; j < 32; ++j) {
       const int low = static_cast<int>(q[j]) & 15;
@@ -142,13 +142,13 @@ void pack_low_nibbles(const float* q, std::uint8_t* qs) {
 
 } // namespace
 
-bool quantize_q4_k(const float* src, std::uint8_t* dst, std::size_t n, const float* importance) {
+bool quantize_q4_k(const float *src, std::uint8_t *dst, std::size_t n, const float *importance) {
   const Trial trial = importance ? Trial{-0.9f, 0.05f, 36} : Trial{-1.0f, 0.1f, 20};
   bool fits = true;
   for (std::size_t i = 0; i < n; i += kSuper, dst += sizeof(BlockQ4_K)) {
     const SuperBlock fit =
         fit_super_block(src + i, importance ? importance + i : nullptr, 15, trial);
-    auto* block = reinterpret_cast<BlockQ4_K*>(dst);
+    auto *block = reinterpret_cast<BlockQ4_K *>(dst);
     block->d = fit.d;
     block->dmin = fit.dmin;
     fits = fits && !infinite(fit.d) && !infinite(fit.dmin);
@@ -161,13 +161,13 @@ bool quantize_q4_k(const float* src, std::uint8_t* dst, std::size_t n, const flo
   return fits;
 }
 
-bool quantize_q5_k(const float* src, std::uint8_t* dst, std::size_t n, const float* importance) {
+bool quantize_q5_k(const float *src, std::uint8_t *dst, std::size_t n, const float *importance) {
   const Trial trial = importance ? Trial{-0.9f, 0.05f, 36} : Trial{-0.5f, 0.1f, 15};
   bool fits = true;
   for (std::size_t i = 0; i < n; i += kSuper, dst += sizeof(BlockQ5_K)) {
     const SuperBlock fit =
         fit_super_block(src + i, importance ? importance + i : nullptr, 31, trial);
-    auto* block = reinterpret_cast<BlockQ5_K*>(dst);
+    auto *block = reinterpret_cast<BlockQ5_K *>(dst);
     block->d = fit.d;
     block->dmin = fit.dmin;
     fits = fits && !infinite(fit.d) && !infinite(fit.dmin);
@@ -185,11 +185,11 @@ bool quantize_q5_k(const float* src, std::uint8_t* dst, std::size_t n, const flo
   return fits;
 }
 
-bool quantize_q6_k(const float* src, std::uint8_t* dst, std::size_t n, const float* importance) {
+bool quantize_q6_k(const float *src, std::uint8_t *dst, std::size_t n, const float *importance) {
   bool fits = true;
   for (std::size_t i = 0; i < n; i += kSuper, dst += sizeof(BlockQ6_K)) {
-    const float* x = src + i;
-    auto* block = reinterpret_cast<BlockQ6_K*>(dst);
+    const float *x = src + i;
+    auto *block = reinterpret_cast<BlockQ6_K *>(dst);
     std::memset(block, 0, sizeof(*block));
     float q[kSuper];
     float scales[16];
@@ -219,7 +219,7 @@ bool quantize_q6_k(const float* src, std::uint8_t* dst, std::size_t n, const flo
       }
     }
     for (int half = 0; half < 2; ++half) {
-      const float* levels = q + 128 * half;
+      const float *levels = q + 128 * half;
       for (int j = 0; j < 32; ++j) {
         int code[4];
         for (int k = 0; k < 4; ++k) {
@@ -228,8 +228,8 @@ bool quantize_q6_k(const float* src, std::uint8_t* dst, std::size_t n, const flo
         block->ql[64 * half + j] = static_cast<std::uint8_t>((code[0] & 15) | (code[2] & 15) << 4);
         block->ql[64 * half + j + 32] =
             static_cast<std::uint8_t>((code[1] & 15) | (code[3] & 15) << 4);
-        block->qh[32 * half + j] = static_cast<std::uint8_t>(
-            code[0] >> 4 | code[1] >> 4 << 2 | code[2] >> 4 << 4 | code[3] >> 4 << 6);
+        block->qh[32 * half + j] = static_cast<std::uint8_t>(code[0] >> 4 | code[1] >> 4 << 2 |
+                                                             code[2] >> 4 << 4 | code[3] >> 4 << 6);
       }
     }
   }

@@ -21,13 +21,13 @@ bool infinite(Half half) { return (half.bytes[1] & 0x7c) == 0x7c; }
 
 // llama.cpp's weights where an importance is given: errors count more on large values, and on
 // columns that see large activations.
-void block_weights(const float* x, const float* importance, float mean_square, float* w) {
+void block_weights(const float *x, const float *importance, float mean_square, float *w) {
   for (int j = 0; j < kBlock; ++j) {
     w[j] = importance[j] * std::sqrt(mean_square + x[j] * x[j]);
   }
 }
 
-float mean_square(const float* x, std::size_t n) {
+float mean_square(const float *x, std::size_t n) {
   double sum = 0;
   for (std::size_t i = 0; i < n; ++i) {
     sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
@@ -35,7 +35,7 @@ float mean_square(const float* x, std::size_t n) {
   return n == 0 ? 0 : static_cast<float>(sum / static_cast<double>(n));
 }
 
-float largest_magnitude(const float* x) {
+float largest_magnitude(const float *x) {
   float largest = 0;
   for (int j = 0; j < kBlock; ++j) {
     largest = std::fabs(x[j]) > std::fabs(largest) ? x[j] : largest;
@@ -44,8 +44,8 @@ float largest_magnitude(const float* x) {
 }
 
 // q in 0..levels-1 as floats; x = d * (q - levels / 2).
-float symmetric_levels(const float* x, const float* importance, float square, int levels,
-                       float* q) {
+float symmetric_levels(const float *x, const float *importance, float square, int levels,
+                       float *q) {
   const auto half = static_cast<float>(levels / 2);
   float d;
   if (importance != nullptr) {
@@ -67,7 +67,7 @@ float symmetric_levels(const float* x, const float* importance, float square, in
 }
 
 // q in 0..levels-1 as floats; x = d * q + m.
-Affine affine_levels(const float* x, const float* importance, float square, int levels, float* q) {
+Affine affine_levels(const float *x, const float *importance, float square, int levels, float *q) {
   const auto top = static_cast<float>(levels - 1);
   if (importance != nullptr) {
     float w[kBlock];
@@ -89,7 +89,7 @@ Affine affine_levels(const float* x, const float* importance, float square, int 
   return {d, min};
 }
 
-void pack_nibbles(const float* q, std::uint8_t* qs) {
+void pack_nibbles(const float *q, std::uint8_t *qs) {
   for (int j = 0; j < 16; ++j) {
     const int low = static_cast<int>(q[j]) & 15;
     const int high = static_cast<int>(q[j + 16]) & 15;
@@ -97,7 +97,7 @@ void pack_nibbles(const float* q, std::uint8_t* qs) {
   }
 }
 
-void pack_fifth_bits(const float* q, std::uint8_t* qh) {
+void pack_fifth_bits(const float *q, std::uint8_t *qh) {
   std::memset(qh, 0, 4);
   for (int j = 0; j < kBlock; ++j) {
     const int bit = static_cast<int>(q[j]) >> 4 & 1;
@@ -107,14 +107,14 @@ void pack_fifth_bits(const float* q, std::uint8_t* qh) {
 
 } // namespace
 
-bool quantize_f32(const float* src, std::uint8_t* dst, std::size_t n, const float*) {
+bool quantize_f32(const float *src, std::uint8_t *dst, std::size_t n, const float *) {
   if (n > 0) {
     std::memcpy(dst, src, n * sizeof(float));
   }
   return true;
 }
 
-bool quantize_f16(const float* src, std::uint8_t* dst, std::size_t n, const float*) {
+bool quantize_f16(const float *src, std::uint8_t *dst, std::size_t n, const float *) {
   bool fits = true;
   for (std::size_t i = 0; i < n; ++i) {
     const Half half = Half::of(src[i]);
@@ -124,7 +124,7 @@ bool quantize_f16(const float* src, std::uint8_t* dst, std::size_t n, const floa
   return fits;
 }
 
-bool quantize_bf16(const float* src, std::uint8_t* dst, std::size_t n, const float*) {
+bool quantize_bf16(const float *src, std::uint8_t *dst, std::size_t n, const float *) {
   bool fits = true;
   for (std::size_t i = 0; i < n; ++i) {
     const std::uint16_t bits = float_to_bfloat(src[i]);
@@ -135,28 +135,27 @@ bool quantize_bf16(const float* src, std::uint8_t* dst, std::size_t n, const flo
   return fits;
 }
 
-bool quantize_q4_0(const float* src, std::uint8_t* dst, std::size_t n, const float* importance) {
+bool quantize_q4_0(const float *src, std::uint8_t *dst, std::size_t n, const float *importance) {
   const float square = importance ? mean_square(src, n) : 0;
   bool fits = true;
   for (std::size_t i = 0; i < n; i += kBlock, dst += sizeof(BlockQ4_0)) {
     float q[kBlock];
-    auto* block = reinterpret_cast<BlockQ4_0*>(dst);
-    block->d = Half::of(
-        symmetric_levels(src + i, importance ? importance + i : nullptr, square, 16, q));
+    auto *block = reinterpret_cast<BlockQ4_0 *>(dst);
+    block->d =
+        Half::of(symmetric_levels(src + i, importance ? importance + i : nullptr, square, 16, q));
     fits = fits && !infinite(block->d);
     pack_nibbles(q, block->qs);
   }
   return fits;
 }
 
-bool quantize_q4_1(const float* src, std::uint8_t* dst, std::size_t n, const float* importance) {
+bool quantize_q4_1(const float *src, std::uint8_t *dst, std::size_t n, const float *importance) {
   const float square = importance ? mean_square(src, n) : 0;
   bool fits = true;
   for (std::size_t i = 0; i < n; i += kBlock, dst += sizeof(BlockQ4_1)) {
     float q[kBlock];
-    auto* block = reinterpret_cast<BlockQ4_1*>(dst);
-    const Affine fit =
-        affine_levels(src + i, importance ? importance + i : nullptr, square, 16, q);
+    auto *block = reinterpret_cast<BlockQ4_1 *>(dst);
+    const Affine fit = affine_levels(src + i, importance ? importance + i : nullptr, square, 16, q);
     block->d = Half::of(fit.scale);
     block->m = Half::of(fit.min);
     fits = fits && !infinite(block->d) && !infinite(block->m);
@@ -165,14 +164,14 @@ bool quantize_q4_1(const float* src, std::uint8_t* dst, std::size_t n, const flo
   return fits;
 }
 
-bool quantize_q5_0(const float* src, std::uint8_t* dst, std::size_t n, const float* importance) {
+bool quantize_q5_0(const float *src, std::uint8_t *dst, std::size_t n, const float *importance) {
   const float square = importance ? mean_square(src, n) : 0;
   bool fits = true;
   for (std::size_t i = 0; i < n; i += kBlock, dst += sizeof(BlockQ5_0)) {
     float q[kBlock];
-    auto* block = reinterpret_cast<BlockQ5_0*>(dst);
-    block->d = Half::of(
-        symmetric_levels(src + i, importance ? importance + i : nullptr, square, 32, q));
+    auto *block = reinterpret_cast<BlockQ5_0 *>(dst);
+    block->d =
+        Half::of(symmetric_levels(src + i, importance ? importance + i : nullptr, square, 32, q));
     fits = fits && !infinite(block->d);
     pack_nibbles(q, block->qs);
     pack_fifth_bits(q, block->qh);
@@ -180,14 +179,13 @@ bool quantize_q5_0(const float* src, std::uint8_t* dst, std::size_t n, const flo
   return fits;
 }
 
-bool quantize_q5_1(const float* src, std::uint8_t* dst, std::size_t n, const float* importance) {
+bool quantize_q5_1(const float *src, std::uint8_t *dst, std::size_t n, const float *importance) {
   const float square = importance ? mean_square(src, n) : 0;
   bool fits = true;
   for (std::size_t i = 0; i < n; i += kBlock, dst += sizeof(BlockQ5_1)) {
     float q[kBlock];
-    auto* block = reinterpret_cast<BlockQ5_1*>(dst);
-    const Affine fit =
-        affine_levels(src + i, importance ? importance + i : nullptr, square, 32, q);
+    auto *block = reinterpret_cast<BlockQ5_1 *>(dst);
+    const Affine fit = affine_levels(src + i, importance ? importance + i : nullptr, square, 32, q);
     block->d = Half::of(fit.scale);
     block->m = Half::of(fit.min);
     fits = fits && !infinite(block->d) && !infinite(block->m);
@@ -198,10 +196,10 @@ bool quantize_q5_1(const float* src, std::uint8_t* dst, std::size_t n, const flo
 }
 
 // 8 bits are enough for a plain scale: importance is not used, as in llama.cpp.
-bool quantize_q8_0(const float* src, std::uint8_t* dst, std::size_t n, const float*) {
+bool quantize_q8_0(const float *src, std::uint8_t *dst, std::size_t n, const float *) {
   bool fits = true;
   for (std::size_t i = 0; i < n; i += kBlock, dst += sizeof(BlockQ8_0)) {
-    auto* block = reinterpret_cast<BlockQ8_0*>(dst);
+    auto *block = reinterpret_cast<BlockQ8_0 *>(dst);
     const float d = std::fabs(largest_magnitude(src + i)) / 127.0f;
     const float inverse = reciprocal(d);
     block->d = Half::of(d);

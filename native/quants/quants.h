@@ -35,20 +35,20 @@ enum class Type : std::int32_t {
 
 struct Traits {
   Type type;
-  const char* name;
-  std::size_t block_size;  // elements
+  const char *name;
+  std::size_t block_size; // elements
   std::size_t block_bytes;
   // blocks -> n floats, n a multiple of block_size
-  void (*dequantize)(const std::uint8_t* src, float* dst, std::size_t n);
+  void (*dequantize)(const std::uint8_t *src, float *dst, std::size_t n);
   // n finite floats -> blocks, false if a scale overflowed; importance: null or n non-negative
   // weights. Null where there is no quantizer.
-  bool (*quantize)(const float* src, std::uint8_t* dst, std::size_t n, const float* importance);
+  bool (*quantize)(const float *src, std::uint8_t *dst, std::size_t n, const float *importance);
 };
 
 std::optional<Traits> traits(std::int32_t type_id);
 
 // Decodes n elements with up to `threads` threads.
-void dequantize(const Traits& format, const std::uint8_t* src, float* dst, std::size_t n,
+void dequantize(const Traits &format, const std::uint8_t *src, float *dst, std::size_t n,
                 unsigned threads);
 
 enum class Fault { none, not_finite, overflow };
@@ -59,38 +59,37 @@ struct QuantizeResult {
 };
 
 // Encodes rows x cols floats. importance: null or cols weights, the same for every row.
-QuantizeResult quantize(const Traits& format, const float* src, std::uint8_t* dst,
-                        std::size_t rows, std::size_t cols, const float* importance,
-                        unsigned threads);
+QuantizeResult quantize(const Traits &format, const float *src, std::uint8_t *dst, std::size_t rows,
+                        std::size_t cols, const float *importance, unsigned threads);
 
 // One row of each format; see Traits.
-void dequantize_f32(const std::uint8_t*, float*, std::size_t);
-void dequantize_f16(const std::uint8_t*, float*, std::size_t);
-void dequantize_bf16(const std::uint8_t*, float*, std::size_t);
-void dequantize_q4_0(const std::uint8_t*, float*, std::size_t);
-void dequantize_q4_1(const std::uint8_t*, float*, std::size_t);
-void dequantize_q5_0(const std::uint8_t*, float*, std::size_t);
-void dequantize_q5_1(const std::uint8_t*, float*, std::size_t);
-void dequantize_q8_0(const std::uint8_t*, float*, std::size_t);
-void dequantize_q2_k(const std::uint8_t*, float*, std::size_t);
-void dequantize_q3_k(const std::uint8_t*, float*, std::size_t);
-void dequantize_q4_k(const std::uint8_t*, float*, std::size_t);
-void dequantize_q5_k(const std::uint8_t*, float*, std::size_t);
-void dequantize_q6_k(const std::uint8_t*, float*, std::size_t);
-void dequantize_iq4_nl(const std::uint8_t*, float*, std::size_t);
-void dequantize_iq4_xs(const std::uint8_t*, float*, std::size_t);
-void dequantize_mxfp4(const std::uint8_t*, float*, std::size_t);
+void dequantize_f32(const std::uint8_t *, float *, std::size_t);
+void dequantize_f16(const std::uint8_t *, float *, std::size_t);
+void dequantize_bf16(const std::uint8_t *, float *, std::size_t);
+void dequantize_q4_0(const std::uint8_t *, float *, std::size_t);
+void dequantize_q4_1(const std::uint8_t *, float *, std::size_t);
+void dequantize_q5_0(const std::uint8_t *, float *, std::size_t);
+void dequantize_q5_1(const std::uint8_t *, float *, std::size_t);
+void dequantize_q8_0(const std::uint8_t *, float *, std::size_t);
+void dequantize_q2_k(const std::uint8_t *, float *, std::size_t);
+void dequantize_q3_k(const std::uint8_t *, float *, std::size_t);
+void dequantize_q4_k(const std::uint8_t *, float *, std::size_t);
+void dequantize_q5_k(const std::uint8_t *, float *, std::size_t);
+void dequantize_q6_k(const std::uint8_t *, float *, std::size_t);
+void dequantize_iq4_nl(const std::uint8_t *, float *, std::size_t);
+void dequantize_iq4_xs(const std::uint8_t *, float *, std::size_t);
+void dequantize_mxfp4(const std::uint8_t *, float *, std::size_t);
 
-bool quantize_f32(const float*, std::uint8_t*, std::size_t, const float*);
-bool quantize_f16(const float*, std::uint8_t*, std::size_t, const float*);
-bool quantize_bf16(const float*, std::uint8_t*, std::size_t, const float*);
-bool quantize_q4_0(const float*, std::uint8_t*, std::size_t, const float*);
-bool quantize_q4_1(const float*, std::uint8_t*, std::size_t, const float*);
-bool quantize_q5_0(const float*, std::uint8_t*, std::size_t, const float*);
-bool quantize_q5_1(const float*, std::uint8_t*, std::size_t, const float*);
-bool quantize_q8_0(const float*, std::uint8_t*, std::size_t, const float*);
-bool quantize_q4_k(const float*, std::uint8_t*, std::size_t, const float*);
-bool quantize_q5_k(const float*, std::uint8_t*, std::size_t, const float*);
-bool quantize_q6_k(const float*, std::uint8_t*, std::size_t, const float*);
+bool quantize_f32(const float *, std::uint8_t *, std::size_t, const float *);
+bool quantize_f16(const float *, std::uint8_t *, std::size_t, const float *);
+bool quantize_bf16(const float *, std::uint8_t *, std::size_t, const float *);
+bool quantize_q4_0(const float *, std::uint8_t *, std::size_t, const float *);
+bool quantize_q4_1(const float *, std::uint8_t *, std::size_t, const float *);
+bool quantize_q5_0(const float *, std::uint8_t *, std::size_t, const float *);
+bool quantize_q5_1(const float *, std::uint8_t *, std::size_t, const float *);
+bool quantize_q8_0(const float *, std::uint8_t *, std::size_t, const float *);
+bool quantize_q4_k(const float *, std::uint8_t *, std::size_t, const float *);
+bool quantize_q5_k(const float *, std::uint8_t *, std::size_t, const float *);
+bool quantize_q6_k(const float *, std::uint8_t *, std::size_t, const float *);
 
 } // namespace insula::quants

@@ -34,7 +34,7 @@ constexpr Traits kTable[] = {
 
 // Runs work(first, last) over [0, count) in chunks that the threads claim one by one.
 template <typename Work>
-void share_out(std::size_t count, std::size_t chunk, unsigned threads, const Work& work) {
+void share_out(std::size_t count, std::size_t chunk, unsigned threads, const Work &work) {
   const std::size_t chunks = (count + chunk - 1) / chunk;
   std::atomic<std::size_t> next{0};
   const auto run = [&] {
@@ -47,17 +47,17 @@ void share_out(std::size_t count, std::size_t chunk, unsigned threads, const Wor
   for (std::size_t t = 1; t < wanted; ++t) {
     try {
       helpers.emplace_back(run);
-    } catch (const std::system_error&) {
+    } catch (const std::system_error &) {
       break; // no more threads to be had: the ones that run do all of it
     }
   }
   run();
-  for (std::thread& helper : helpers) {
+  for (std::thread &helper : helpers) {
     helper.join();
   }
 }
 
-float largest_magnitude(const float* x, std::size_t n) {
+float largest_magnitude(const float *x, std::size_t n) {
   float largest = 0;
   for (std::size_t i = 0; i < n; ++i) {
     const float magnitude = std::fabs(x[i]);
@@ -72,13 +72,13 @@ constexpr float kTooLarge = 3e8f;
 
 // Only ratios of weights count: scaled by a power of two so that the largest lies in [1, 2), and
 // none so small that its columns would not be stored at all. Empty if all are zero.
-std::vector<float> scaled_weights(const float* importance, std::size_t n) {
+std::vector<float> scaled_weights(const float *importance, std::size_t n) {
   const float largest = importance == nullptr ? 0 : largest_magnitude(importance, n);
   if (!(largest > 0)) {
     return {};
   }
   std::vector<float> weights(importance, importance + n);
-  for (float& weight : weights) {
+  for (float &weight : weights) {
     weight = std::fmax(std::ldexp(weight, -std::ilogb(largest)), 0x1p-20f);
   }
   return weights;
@@ -87,7 +87,7 @@ std::vector<float> scaled_weights(const float* importance, std::size_t n) {
 } // namespace
 
 std::optional<Traits> traits(std::int32_t type_id) {
-  for (const Traits& format : kTable) {
+  for (const Traits &format : kTable) {
     if (static_cast<std::int32_t>(format.type) == type_id) {
       return format;
     }
@@ -95,7 +95,7 @@ std::optional<Traits> traits(std::int32_t type_id) {
   return std::nullopt;
 }
 
-void dequantize(const Traits& format, const std::uint8_t* src, float* dst, std::size_t n,
+void dequantize(const Traits &format, const std::uint8_t *src, float *dst, std::size_t n,
                 unsigned threads) {
   constexpr std::size_t kChunk = 1 << 16; // elements, a multiple of every block
   share_out(n, kChunk, threads, [&](std::size_t first, std::size_t last) {
@@ -104,28 +104,26 @@ void dequantize(const Traits& format, const std::uint8_t* src, float* dst, std::
   });
 }
 
-QuantizeResult quantize(const Traits& format, const float* src, std::uint8_t* dst,
-                        std::size_t rows, std::size_t cols, const float* importance,
-                        unsigned threads) {
+QuantizeResult quantize(const Traits &format, const float *src, std::uint8_t *dst, std::size_t rows,
+                        std::size_t cols, const float *importance, unsigned threads) {
   const std::size_t row_bytes = cols / format.block_size * format.block_bytes;
   const std::size_t chunk = std::max<std::size_t>(1, (1 << 15) / std::max<std::size_t>(1, cols));
   std::atomic<std::size_t> infinite_row{rows};
   std::atomic<std::size_t> overflow_row{rows};
-  const auto note = [](std::atomic<std::size_t>& first, std::size_t row) {
+  const auto note = [](std::atomic<std::size_t> &first, std::size_t row) {
     std::size_t seen = first.load();
     while (row < seen && !first.compare_exchange_weak(seen, row)) {
     }
   };
   const std::vector<float> scaled = scaled_weights(importance, cols);
-  const float* weights = scaled.empty() ? nullptr : scaled.data();
+  const float *weights = scaled.empty() ? nullptr : scaled.data();
   share_out(rows, chunk, threads, [&](std::size_t first, std::size_t last) {
     for (std::size_t row = first; row < last; ++row) {
-      const float* x = src + row * cols;
+      const float *x = src + row * cols;
       const float largest = format.block_size > 1 ? largest_magnitude(x, cols) : 0;
       if (!std::isfinite(largest)) {
         note(infinite_row, row);
-      } else if (largest > kTooLarge ||
-                 !format.quantize(x, dst + row * row_bytes, cols, weights)) {
+      } else if (largest > kTooLarge || !format.quantize(x, dst + row * row_bytes, cols, weights)) {
         note(overflow_row, row);
       }
     }

@@ -15,20 +15,21 @@ namespace insula::quants {
 constexpr int kLanes = 8;
 constexpr float kTiny = 1e-15f; // a group whose values are all smaller is stored as zeros
 
-inline float sum_lanes(const float* lanes) {
+inline float sum_lanes(const float *lanes) {
   return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
          ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
-// Nearest integer, ties to even, after clamping to [low, high]; |low|, |high| < 2^22.
+// Nearest integer, ties to even, after clamping to [low, high]; |low|, |high| < 2^22. A NaN, which
+// only a scale that overflowed leads to, becomes low.
 inline float round_within(float value, float low, float high) {
-  value = value < low ? low : value;
-  value = value > high ? high : value;
+  value = value > low ? value : low;
+  value = value < high ? value : high;
   constexpr float magic = 12582912.0f; // 1.5 * 2^23: adding it leaves no fraction bits
   return (value + magic) - magic;
 }
 
-template <int N> inline float dot(const float* a, const float* b) {
+template <int N> inline float dot(const float *a, const float *b) {
   float lanes[kLanes] = {};
   for (int j = 0; j < N; j += kLanes) {
     for (int k = 0; k < kLanes; ++k) {
@@ -52,7 +53,7 @@ struct Affine {
 // x ~ scale * q + min with q in 0..levels, min <= 0. Minimizes the weighted squared error over
 // `trial.count + 1` scales, with scale and min fitted to the levels of each. q gets N levels.
 template <int N>
-inline Affine fit_affine(const float* x, const float* w, float levels, Trial trial, float* q) {
+inline Affine fit_affine(const float *x, const float *w, float levels, Trial trial, float *q) {
   float min = x[0];
   float max = x[0];
   for (int j = 1; j < N; ++j) {
@@ -80,7 +81,7 @@ inline Affine fit_affine(const float* x, const float* w, float levels, Trial tri
   const float sum_x = sum_lanes(lanes_x);
   // The error of (scale, min) on given levels, less the constant sum of w x^2, is a polynomial in
   // sums that are needed anyway; but it cancels badly, so it is summed as squares.
-  const auto error = [&](const float* levels_N, Affine fit) {
+  const auto error = [&](const float *levels_N, Affine fit) {
     float lanes[kLanes] = {};
     for (int j = 0; j < N; j += kLanes) {
       for (int k = 0; k < kLanes; ++k) {
@@ -92,7 +93,7 @@ inline Affine fit_affine(const float* x, const float* w, float levels, Trial tri
   };
   Affine best{(max - min) / levels, min};
   // Trials count from the best minimum so far: the fit then moves both ends of the range.
-  const auto assign = [&](float steps, float* levels_N) {
+  const auto assign = [&](float steps, float *levels_N) {
     const float inverse = steps / (max - best.min);
     for (int j = 0; j < N; ++j) {
       levels_N[j] = round_within(inverse * (x[j] - best.min), 0, levels);
@@ -143,7 +144,7 @@ inline Affine fit_affine(const float* x, const float* w, float levels, Trial tri
 
 // x ~ scale * q with q in -levels..levels-1, trials around the scale that gives the largest value
 // the level -levels. Returns the scale; q gets N levels.
-template <int N> inline float fit_symmetric(const float* x, const float* w, int levels, float* q) {
+template <int N> inline float fit_symmetric(const float *x, const float *w, int levels, float *q) {
   float largest = 0;
   for (int j = 0; j < N; ++j) {
     largest = std::fabs(x[j]) > std::fabs(largest) ? x[j] : largest;

@@ -14,17 +14,17 @@
 
 namespace insula {
 
-struct MappingSlot;  // one guarded range; lives for ever, reused after close
+struct MappingSlot; // one guarded range; lives for ever, reused after close
 
 class FileMapping {
 public:
   // Throws std::system_error with the operating system's code.
-  explicit FileMapping(const std::filesystem::path& path);
+  explicit FileMapping(const std::filesystem::path &path);
   ~FileMapping();
-  FileMapping(const FileMapping&) = delete;
-  FileMapping& operator=(const FileMapping&) = delete;
+  FileMapping(const FileMapping &) = delete;
+  FileMapping &operator=(const FileMapping &) = delete;
 
-  const std::uint8_t* data() const { return data_; }
+  const std::uint8_t *data() const { return data_; }
   std::size_t size() const { return size_; }
   bool poisoned() const;
   // The pages of this range are not needed soon; they are read from the file again when they are.
@@ -33,10 +33,10 @@ public:
   void close() noexcept;
 
 private:
-  std::uint8_t* data_ = nullptr;
+  std::uint8_t *data_ = nullptr;
   std::size_t size_ = 0;
   bool was_poisoned_ = false;
-  MappingSlot* slot_ = nullptr;
+  MappingSlot *slot_ = nullptr;
 };
 
 } // namespace insula

@@ -19,12 +19,12 @@ struct MappingSlot {
   std::atomic<std::uintptr_t> begin{0};
   std::atomic<std::uintptr_t> end{0};
   std::atomic<bool> poisoned{false};
-  MappingSlot* next = nullptr; // written once, before the slot is published
+  MappingSlot *next = nullptr; // written once, before the slot is published
 };
 
 namespace {
 
-std::atomic<MappingSlot*> slots{nullptr};
+std::atomic<MappingSlot *> slots{nullptr};
 std::mutex slots_mutex; // guards claiming and the handler's installation, never the handler
 std::atomic<std::size_t> page_size{4096};
 struct sigaction previous_action;
@@ -34,7 +34,7 @@ static_assert(std::atomic<std::uintptr_t>::is_always_lock_free, "the handler may
 
 // Runs inside the signal: only atomics, mmap (a plain system call) and sigaction.
 bool replace_by_zeros(std::uintptr_t address) {
-  for (MappingSlot* slot = slots.load(std::memory_order_acquire); slot; slot = slot->next) {
+  for (MappingSlot *slot = slots.load(std::memory_order_acquire); slot; slot = slot->next) {
     const std::uintptr_t begin = slot->begin.load(std::memory_order_acquire);
     const std::uintptr_t end = slot->end.load(std::memory_order_acquire);
     if (begin == 0 || address < begin || address >= end) {
@@ -44,14 +44,14 @@ bool replace_by_zeros(std::uintptr_t address) {
     // for each page.
     slot->poisoned.store(true, std::memory_order_release);
     const std::uintptr_t page = address & ~(page_size.load(std::memory_order_relaxed) - 1);
-    void* zeros = mmap(reinterpret_cast<void*>(page), end - page, PROT_READ,
+    void *zeros = mmap(reinterpret_cast<void *>(page), end - page, PROT_READ,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
     return zeros != MAP_FAILED;
   }
   return false;
 }
 
-void on_sigbus(int signal, siginfo_t* info, void* context) {
+void on_sigbus(int signal, siginfo_t *info, void *context) {
   const int saved_errno = errno;
   const bool synchronous = info != nullptr && info->si_code > 0; // raised by an access, not sent
   if (synchronous && replace_by_zeros(reinterpret_cast<std::uintptr_t>(info->si_addr))) {
@@ -95,11 +95,11 @@ void install_handler() {
   sigaction(SIGBUS, &ours, nullptr);
 }
 
-MappingSlot* claim_slot(std::uintptr_t begin, std::uintptr_t end) {
+MappingSlot *claim_slot(std::uintptr_t begin, std::uintptr_t end) {
   const std::lock_guard<std::mutex> lock(slots_mutex);
   page_size.store(static_cast<std::size_t>(sysconf(_SC_PAGESIZE)), std::memory_order_relaxed);
   install_handler();
-  MappingSlot* slot = slots.load(std::memory_order_acquire);
+  MappingSlot *slot = slots.load(std::memory_order_acquire);
   while (slot && slot->begin.load() != 0) {
     slot = slot->next;
   }
@@ -121,7 +121,7 @@ MappingSlot* claim_slot(std::uintptr_t begin, std::uintptr_t end) {
 
 } // namespace
 
-FileMapping::FileMapping(const std::filesystem::path& path) {
+FileMapping::FileMapping(const std::filesystem::path &path) {
   // O_NONBLOCK: opening a pipe by mistake must fail, not wait for a writer.
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) {
@@ -129,7 +129,7 @@ FileMapping::FileMapping(const std::filesystem::path& path) {
   }
   struct stat status = {};
   int code = 0;
-  void* address = nullptr;
+  void *address = nullptr;
   if (fstat(fd, &status) != 0) {
     code = errno;
   } else if (S_ISDIR(status.st_mode)) {
@@ -148,7 +148,7 @@ FileMapping::FileMapping(const std::filesystem::path& path) {
     fail(code);
   }
   if (size_ > 0) {
-    data_ = static_cast<std::uint8_t*>(address);
+    data_ = static_cast<std::uint8_t *>(address);
     const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(address);
     slot_ = claim_slot(begin, begin + size_);
   }

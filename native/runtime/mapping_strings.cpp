@@ -7,7 +7,7 @@ namespace insula {
 
 namespace {
 
-std::uint64_t load_u64(const std::uint8_t* at) {
+std::uint64_t load_u64(const std::uint8_t *at) {
   std::uint64_t value = 0;
   for (int i = 7; i >= 0; --i) {
     value = value << 8 | at[i];
@@ -17,7 +17,7 @@ std::uint64_t load_u64(const std::uint8_t* at) {
 
 } // namespace
 
-StringScan scan_strings(const std::uint8_t* data, std::uint64_t size, std::uint64_t start,
+StringScan scan_strings(const std::uint8_t *data, std::uint64_t size, std::uint64_t start,
                         std::uint64_t count, std::uint64_t budget) {
   StringScan scan;
   const auto fail = [&scan](ScanFault fault, std::uint64_t at) {

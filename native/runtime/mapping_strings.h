@@ -24,7 +24,7 @@ struct StringScan {
 };
 
 // budget: how many bytes blob and offsets may take together; too_large beyond it.
-StringScan scan_strings(const std::uint8_t* data, std::uint64_t size, std::uint64_t start,
+StringScan scan_strings(const std::uint8_t *data, std::uint64_t size, std::uint64_t start,
                         std::uint64_t count, std::uint64_t budget);
 
 } // namespace insula

@@ -2,8 +2,12 @@
 
 #include "mapping.h"
 
+#if !defined(WIN32_LEAN_AND_MEAN)
 #define WIN32_LEAN_AND_MEAN
+#endif
+#if !defined(NOMINMAX)
 #define NOMINMAX
+#endif
 #include <system_error>
 #include <windows.h>
 
@@ -17,10 +21,9 @@ namespace {
 }
 } // namespace
 
-FileMapping::FileMapping(const std::filesystem::path& path) {
-  const HANDLE file =
-      CreateFileW(path.c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_DELETE, nullptr,
-                  OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
+FileMapping::FileMapping(const std::filesystem::path &path) {
+  const HANDLE file = CreateFileW(path.c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_DELETE,
+                                  nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
   if (file == INVALID_HANDLE_VALUE) {
     fail(GetLastError());
   }
@@ -35,7 +38,7 @@ FileMapping::FileMapping(const std::filesystem::path& path) {
     if (section == nullptr) {
       code = GetLastError();
     } else {
-      data_ = static_cast<std::uint8_t*>(MapViewOfFile(section, FILE_MAP_READ, 0, 0, 0));
+      data_ = static_cast<std::uint8_t *>(MapViewOfFile(section, FILE_MAP_READ, 0, 0, 0));
       code = data_ == nullptr ? GetLastError() : 0;
       CloseHandle(section); // the view keeps the section alive
     }
