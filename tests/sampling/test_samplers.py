@@ -45,8 +45,6 @@ def compare(
     return len(ids)
 
 
-@pytest.mark.parametrize("n_vocab", SIZES)
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     "setting",
     [
@@ -74,14 +72,13 @@ def compare(
     ],
     ids=str,
 )
-def test_each_sampler(setting: dict[str, Any], shape: str, n_vocab: int) -> None:
-    for seed in range(3):
+def test_each_sampler(setting: dict[str, Any]) -> None:
+    for shape, n_vocab, seed in itertools.product(SHAPES, SIZES, range(2)):
         kept = compare(row(shape, n_vocab, seed), SamplingParams(**(OFF | setting)))
         if "top_k" in setting:
             assert kept <= setting["top_k"]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("repeat_last_n", [0, 1, 5, 64, -1])
 @pytest.mark.parametrize(
     "setting",
@@ -94,8 +91,8 @@ def test_each_sampler(setting: dict[str, Any], shape: str, n_vocab: int) -> None
     ],
     ids=str,
 )
-def test_penalties(setting: dict[str, Any], repeat_last_n: int, shape: str) -> None:
-    for n_vocab in (1, 40, 700):
+def test_penalties(setting: dict[str, Any], repeat_last_n: int) -> None:
+    for shape, n_vocab in itertools.product(SHAPES, (1, 40, 700)):
         history = np.random.default_rng(n_vocab).integers(0, n_vocab, 150).astype(np.int32)
         params = SamplingParams(**(OFF | setting), repeat_last_n=repeat_last_n)
         compare(row(shape, n_vocab, 1), params, history)
