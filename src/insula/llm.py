@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from insula.config import parse_size, settings
-from insula.engine.load import load
+from insula.engine.load import Options, load
 from insula.engine.options import sampling_params
 from insula.engine.request import Handle, Request, TextEngine, Tokenizer
 from insula.engine.stream import Stream
@@ -82,15 +82,17 @@ class LLM:
         found = locate(model, allow_download=download, progress=progress)
         loaded = load(
             found.path,
-            name=found.name,
+            name=found.path.name if found.origin == "path" else found.name,
             engine=env.engine if engine is None else engine,
-            n_ctx=n_ctx,
-            n_threads=env.threads if n_threads is None else n_threads,
-            kv_type=kv_type,
-            kv_memory=None if kv_memory is None else parse_size(kv_memory, name="kv_memory"),
-            available=advice.memory().available,
-            max_running=max_running,
-            kv_bytes_of=advice.kv_bytes_per_token,
+            options=Options(
+                n_ctx=n_ctx,
+                n_threads=env.threads if n_threads is None else n_threads,
+                kv_type=kv_type,
+                kv_memory=None if kv_memory is None else parse_size(kv_memory, name="kv_memory"),
+                available=advice.memory().available,
+                max_running=max_running,
+                kv_bytes_of=advice.kv_bytes_per_token,
+            ),
         )
         self.model_info: ModelInfo = loaded.info
         self._engine: TextEngine = loaded.engine

@@ -212,6 +212,8 @@ class Engine:
 
     def _poke(self) -> None:
         """Settle now if nobody steps; else the one who does will. Never waits."""
+        if not self._submitted and not self._cancelled:
+            return
         with HeldInterrupts():
             while (self._submitted or self._cancelled) and self._turn.acquire(blocking=False):
                 try:

@@ -10,14 +10,17 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from insula.engine.backends import choose
-from insula.engine.context import PAGE_TOKENS, kv_bytes_per_token, plan_context
+from insula.engine.backends import Choice, choose
+from insula.engine.context import PAGE_TOKENS, ContextPlan, kv_bytes_per_token, plan_context
 from insula.engine.engine import Engine
 from insula.engine.request import Runner, TextEngine
-from insula.errors import ConfigError
+from insula.errors import ConfigError, TokenizerError, UnsupportedError
 from insula.types import ModelInfo
+
+if TYPE_CHECKING:
+    from insula.models.load import ModelFile
 
 #: Taken for the trained context where a file does not say.
 UNKNOWN_CONTEXT = 4096
@@ -32,144 +35,148 @@ class Loaded:
     close: Callable[[], None]
 
 
-def load(
-    path: Path,
-    *,
-    name: str | None = None,
-    engine: str = "auto",
-    n_ctx: int | None = None,
-    n_threads: int | None = None,
-    kv_type: str = "f16",
-    kv_memory: int | None = None,
-    available: int | None = None,
-    max_running: int = 16,
-    kv_bytes_of: Callable[[Mapping[str, Any]], int | None] | None = None,
-) -> Loaded:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to run a model; None: chosen. Sizes in bytes.
+
+    kv_memory: what the KV cache may take. available: the memory that is free. max_running: most
+    requests that advance together. kv_bytes_of: bytes of KV cache per token from a file's
+    metadata, asked for models that native does not know.
+    """
+
+    n_ctx: int | None = None
+    n_threads: int | None = None
+    kv_type: str = "f16"
+    kv_memory: int | None = None
+    available: int | None = None
+    max_running: int = 16
+    kv_bytes_of: Callable[[Mapping[str, Any]], int | None] | None = None
+
+    def plan(self, *, n_ctx_train: int, bytes_per_token: int) -> ContextPlan:
+        return plan_context(
+            n_ctx=self.n_ctx,
+            n_ctx_train=n_ctx_train,
+            bytes_per_token=bytes_per_token,
+            kv_memory=self.kv_memory,
+            available=self.available,
+        )
+
+
+def load(path: Path, *, name: str, engine: str = "auto", options: Options) -> Loaded:
     """Open a model file and make it ready to run.
 
-    Sizes in bytes; None: chosen. kv_bytes_of: bytes of KV cache per token from a file's
-    metadata, asked for models whose graph native does not know.
     Raises ConfigError, UnsupportedError, FormatError, NotFoundError, TokenizerError or
     ResourceError.
     """
-    _check_counts(n_threads=n_threads, max_running=max_running)
+    _check_counts(options)
+    if engine != "llamacpp":
+        from insula.models.load import open_model
+
+        with ExitStack() as stack:
+            try:
+                model = stack.enter_context(open_model(path))
+            except (UnsupportedError, TokenizerError):
+                pass  # choose() says why, or which backend takes it instead
+            else:
+                choice = choose(path, engine, opened_arch=model.arch)
+                if choice.backend != "llamacpp":
+                    return _own(model, path, name, choice, options, stack)
     choice = choose(path, engine)
-    if choice.backend == "llamacpp":
-        return _load_llamacpp(
-            path,
-            name=name or path.name,
-            reason=choice.reason,
-            n_ctx=n_ctx,
-            n_threads=n_threads,
-            kv_type=kv_type,
-            kv_memory=kv_memory,
-            available=available,
-            kv_bytes_of=kv_bytes_of,
-        )
-    from insula.models.load import open_model
+    return _llamacpp(path, name, choice, options)
 
-    with ExitStack() as stack:
-        model = stack.enter_context(open_model(path))
-        graph = model.graph
-        if choice.backend == "reference":
-            kv_type = "f32"
-        plan = plan_context(
-            n_ctx=n_ctx,
-            n_ctx_train=graph.n_ctx_train,
-            bytes_per_token=kv_bytes_per_token(graph, kv_type),
-            kv_memory=kv_memory,
-            available=available,
-        )
-        runner: Runner
-        if choice.backend == "reference":
-            from insula.ops.reference import ReferenceRunner
 
-            runner = ReferenceRunner(graph, model.gguf, n_pages=plan.n_pages, page_size=PAGE_TOKENS)
-        else:
-            from insula.engine.runner import NativeRunner
+def _own(
+    model: ModelFile, path: Path, name: str, choice: Choice, options: Options, stack: ExitStack
+) -> Loaded:
+    """The native or the reference engine. `stack` closes the model if this fails."""
+    graph = model.graph
+    runner: Runner
+    if choice.backend == "reference":
+        from insula.ops.reference import ReferenceRunner
 
-            runner = NativeRunner(
-                graph,
-                model.gguf,
-                n_pages=plan.n_pages,
-                threads=n_threads,
-                kv_type="f32" if kv_type == "f32" else "f16",
-            )
-        stack.callback(runner.close)
-        built = Engine(
-            runner,
-            model.tokenizer,
-            n_ctx=plan.n_ctx,
-            reason=choice.reason,
-            max_running=max_running,
+        kv_type = "f32"  # whatever was asked for: the reference rounds nothing
+        plan = options.plan(
+            n_ctx_train=graph.n_ctx_train, bytes_per_token=kv_bytes_per_token(graph, kv_type)
         )
-        notes = (*graph.notes, *plan.notes)
-        info = ModelInfo(
-            name=name or model.summary.name or path.name,
-            path=str(path),
-            arch=model.arch,
-            quantization=model.summary.quantization,
-            parameters=model.summary.parameters,
-            file_bytes=path.stat().st_size,
-            n_vocab=graph.n_vocab,
-            n_layers=graph.n_layers,
-            n_embd=graph.n_embd,
-            n_ctx_train=graph.n_ctx_train,
-            n_ctx=plan.n_ctx,
-            kv_bytes=plan.kv_bytes,
-            kv_type=kv_type,
-            engine=built.name,
-            engine_reason=choice.reason,
-            isa=built.isa,
-            threads=built.threads,
-            has_chat_template=model.tokenizer.chat_template is not None,
-            notes=notes,
+        runner = ReferenceRunner(graph, model.gguf, n_pages=plan.n_pages, page_size=PAGE_TOKENS)
+    else:
+        from insula.engine.runner import NativeRunner
+
+        kv_type = options.kv_type
+        plan = options.plan(
+            n_ctx_train=graph.n_ctx_train, bytes_per_token=kv_bytes_per_token(graph, kv_type)
         )
-        stack.pop_all()
+        runner = NativeRunner(
+            graph,
+            model.gguf,
+            n_pages=plan.n_pages,
+            threads=options.n_threads,
+            kv_type="f32" if kv_type == "f32" else "f16",
+        )
+        # Everything is packed: the file's pages need not stay in memory beside that.
+        model.close()
+    stack.callback(runner.close)
+    engine = Engine(
+        runner,
+        model.tokenizer,
+        n_ctx=plan.n_ctx,
+        reason=choice.reason,
+        max_running=options.max_running,
+    )
+    info = ModelInfo(
+        name=name,
+        path=str(path),
+        arch=model.arch,
+        quantization=model.summary.quantization,
+        parameters=model.summary.parameters,
+        file_bytes=path.stat().st_size,
+        n_vocab=graph.n_vocab,
+        n_layers=graph.n_layers,
+        n_embd=graph.n_embd,
+        n_ctx_train=graph.n_ctx_train,
+        n_ctx=plan.n_ctx,
+        kv_bytes=plan.kv_bytes,
+        kv_type=kv_type,
+        engine=engine.name,
+        engine_reason=choice.reason,
+        isa=engine.isa,
+        threads=engine.threads,
+        has_chat_template=model.tokenizer.chat_template is not None,
+        notes=(*graph.notes, *plan.notes),
+    )
+    stack.pop_all()
 
     def close() -> None:
-        built.close()
+        engine.close()
         model.close()
 
-    return Loaded(engine=built, info=info, close=close)
+    return Loaded(engine=engine, info=info, close=close)
 
 
-def _load_llamacpp(
-    path: Path,
-    *,
-    name: str,
-    reason: str,
-    n_ctx: int | None,
-    n_threads: int | None,
-    kv_type: str,
-    kv_memory: int | None,
-    available: int | None,
-    kv_bytes_of: Callable[[Mapping[str, Any]], int | None] | None,
-) -> Loaded:
+def _llamacpp(path: Path, name: str, choice: Choice, options: Options) -> Loaded:
     from insula import _native
     from insula.engine.backends.llamacpp import LlamaCppEngine
     from insula.formats.gguf import GGUFFile
     from insula.models.load import summarize
 
-    if kv_type != "f16":
-        raise ConfigError(f"kv_type: found {kv_type!r}; the llamacpp backend has f16")
+    if options.kv_type != "f16":
+        raise ConfigError(f"kv_type: found {options.kv_type!r}; the llamacpp backend has f16")
     with GGUFFile.open(path) as file:
-        summary = summarize(file)
         meta = file.metadata
+        summary = summarize(file)
         layers = _number(meta, f"{summary.arch}.block_count")
         width = _number(meta, f"{summary.arch}.embedding_length")
         # Unknown shape: as if every layer kept full-width keys and values, an upper bound.
-        per_token = (kv_bytes_of(meta) if kv_bytes_of else None) or layers * width * 4
+        known = options.kv_bytes_of(meta) if options.kv_bytes_of else None
+        per_token = known or layers * width * 4
     trained = summary.context_length or UNKNOWN_CONTEXT
-    plan = plan_context(
-        n_ctx=n_ctx,
-        n_ctx_train=trained,
-        bytes_per_token=per_token,
-        kv_memory=kv_memory,
-        available=available,
+    plan = options.plan(n_ctx_train=trained, bytes_per_token=per_token)
+    engine = LlamaCppEngine(
+        path,
+        n_ctx=plan.n_ctx,
+        threads=options.n_threads or int(_native.cpu_info()["threads"]),
+        reason=choice.reason,
     )
-    threads = n_threads or int(_native.cpu_info()["threads"])
-    built = LlamaCppEngine(path, n_ctx=plan.n_ctx, threads=threads, reason=reason)
     info = ModelInfo(
         name=name,
         path=str(path),
@@ -177,21 +184,21 @@ def _load_llamacpp(
         quantization=summary.quantization,
         parameters=summary.parameters,
         file_bytes=path.stat().st_size,
-        n_vocab=built.n_vocab,
+        n_vocab=engine.n_vocab,
         n_layers=layers,
         n_embd=width,
         n_ctx_train=trained,
         n_ctx=plan.n_ctx,
         kv_bytes=plan.n_ctx * per_token,
-        kv_type=kv_type,
-        engine=built.name,
-        engine_reason=reason,
-        isa=built.isa,
-        threads=built.threads,
-        has_chat_template=built.tokenizer.chat_template is not None,
+        kv_type="f16",
+        engine=engine.name,
+        engine_reason=choice.reason,
+        isa=engine.isa,
+        threads=engine.threads,
+        has_chat_template=engine.tokenizer.chat_template is not None,
         notes=plan.notes,
     )
-    return Loaded(engine=built, info=info, close=built.close)
+    return Loaded(engine=engine, info=info, close=engine.close)
 
 
 def _number(meta: Mapping[str, Any], key: str) -> int:
@@ -199,7 +206,8 @@ def _number(meta: Mapping[str, Any], key: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _check_counts(*, n_threads: int | None, max_running: int) -> None:
+def _check_counts(options: Options) -> None:
+    n_threads, max_running = options.n_threads, options.max_running
     if n_threads is not None and (isinstance(n_threads, bool) or not 1 <= n_threads <= 1024):
         raise ConfigError(f"n_threads: found {n_threads}; allowed: 1 to 1024")
     if isinstance(max_running, bool) or not 1 <= max_running <= 256:
