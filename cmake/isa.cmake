@@ -24,7 +24,7 @@ endif()
 
 # name | architecture | flags of GCC and Clang | flags of MSVC
 set(INSULA_ISA_TABLE
-  "scalar|any||"
+  "scalar|any|-O2|"
   "avx2|x86_64|-mavx2 -mfma -mf16c|/arch:AVX2"
   "avxvnni|x86_64|-mavx2 -mfma -mf16c -mavxvnni|/arch:AVX2"
   "avxvnni_evex|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mprefer-vector-width=256|/arch:AVX512"
@@ -73,6 +73,9 @@ function(insula_isa_sources sources_out definitions_out)
     separate_arguments(flag_list NATIVE_COMMAND "${flags}")
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")  # its intrinsics' own headers trip this warning
       list(APPEND flag_list -Wno-maybe-uninitialized)
+    endif()
+    if(INSULA_SANITIZE OR INSULA_FUZZ)  # optimized and instrumented, these files take minutes
+      list(APPEND flag_list -O1)
     endif()
     set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "${flag_list}")
     list(APPEND sources ${file})

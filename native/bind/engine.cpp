@@ -62,7 +62,9 @@ Op op_of(const nb::dict& d) {
   return o;
 }
 
-nb::object step(Model& m, Ints tokens, Ints positions, Ints rows, std::vector<Ints> tables,
+using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+Logits step(Model& m, Ints tokens, Ints positions, Ints rows, std::vector<Ints> tables,
                 Ints logit_rows) {
   if (positions.shape(0) != tokens.shape(0) || rows.shape(0) != tokens.shape(0))
     throw std::invalid_argument("tokens, positions and rows differ in length");
@@ -81,7 +83,7 @@ nb::object step(Model& m, Ints tokens, Ints positions, Ints rows, std::vector<In
     nb::gil_scoped_release release;
     m.step(b, out);
   }
-  return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(out, {R, V}, owner));
+  return Logits(out, {R, V}, owner);
 }
 
 }  // namespace

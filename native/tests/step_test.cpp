@@ -1,0 +1,175 @@
+// A small model through the whole boundary: threads, slices and batches do not change a bit,
+// and wrong programs and batches are refused. Also what the thread sanitizer runs.
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <algorithm>
+#include <vector>
+
+#include "insula.h"
+#include "insula_isa.h"
+#include "../kernels/table.h"
+
+using namespace insula;
+
+static int failures = 0;
+#define CHECK(cond, ...)                              \
+  do {                                                \
+    if (!(cond)) {                                    \
+      ++failures;                                     \
+      std::printf("FAIL %s:%d ", __FILE__, __LINE__); \
+      std::printf(__VA_ARGS__);                       \
+      std::printf("\n");                              \
+    }                                                 \
+  } while (0)
+
+namespace {
+
+constexpr int kDim = 64, kFfn = 96, kHeads = 4, kKv = 2, kHead = 16, kVocab = 50, kLayers = 2;
+enum Buf { X, Hh, Q, Kk, Vv, A, G, U, kBuffers };
+
+std::vector<uint8_t> q8(std::mt19937& rng, int rows, int cols) {
+  std::vector<uint8_t> out(static_cast<size_t>(rows * cols / 32 * 34));
+  for (auto& b : out) b = static_cast<uint8_t>(rng());
+  for (size_t i = 0; i < out.size(); i += 34) {
+    const uint16_t d = float_to_half(0.0015f);
+    std::memcpy(&out[i], &d, 2);
+  }
+  return out;
+}
+
+void build(Model& m, bool parallel_residual) {
+  std::mt19937 rng(5);
+  auto weight = [&](int rows, int cols) {
+    auto b = q8(rng, rows, cols);
+    return m.add_weight(8, rows, cols, b.data(), b.size(), false);
+  };
+  const std::vector<float> ones(kDim, 1.0f), head_ones(kHead, 1.0f);
+  const int norm = m.add_vector(ones.data(), ones.size());
+  const int head_norm = m.add_vector(head_ones.data(), head_ones.size());
+  std::vector<double> f;
+  for (int i = 0; i < kHead / 2; ++i) f.push_back(1.0 / (1 + i));
+  const int freqs = m.add_freqs(f.data(), f.size());
+  std::vector<Op> ops;
+  auto op = [&](OpKind k, int dst, int src, int w) {
+    Op o;
+    o.kind = k, o.dst = dst, o.src = src, o.weight = w, o.eps = 1e-5f;
+    ops.push_back(o);
+    return ops.size() - 1;
+  };
+  op(OpKind::Embed, X, -1, weight(kVocab, kDim));
+  for (int l = 0; l < kLayers; ++l) {
+    op(OpKind::Norm, Hh, X, norm);
+    op(OpKind::Linear, Q, Hh, weight(kHeads * kHead, kDim));
+    op(OpKind::Linear, Kk, Hh, weight(kKv * kHead, kDim));
+    op(OpKind::Linear, Vv, Hh, weight(kKv * kHead, kDim));
+    for (int b : {Q, Kk}) {
+      Op& n = ops[op(OpKind::Norm, b, b, head_norm)];
+      n.heads = b == Q ? kHeads : kKv;
+      Op& r = ops[op(OpKind::Rope, b, -1, -1)];
+      r.heads = b == Q ? kHeads : kKv, r.head_dim = kHead, r.freqs = freqs, r.neox = l == 0;
+    }
+    Op& a = ops[op(OpKind::Attention, A, Q, -1)];
+    a.k = Kk, a.v = Vv, a.slot = l, a.heads = kHeads, a.kv_heads = kKv, a.head_dim = kHead;
+    a.scale = 0.25f, a.window = l == 0 ? 100 : 0;
+    op(OpKind::Linear, Hh, A, weight(kDim, kHeads * kHead));
+    if (parallel_residual) op(OpKind::Norm, Hh, Hh, norm);
+    op(OpKind::Add, X, Hh, -1);
+    op(OpKind::Norm, Hh, X, norm);
+    op(OpKind::Linear, G, Hh, weight(kFfn, kDim));
+    op(OpKind::Linear, U, Hh, weight(kFfn, kDim));
+    ops[op(OpKind::Glu, G, G, -1)].k = U;
+    op(OpKind::Linear, Hh, G, weight(kDim, kFfn));
+    op(OpKind::Add, X, Hh, -1);
+  }
+  op(OpKind::Norm, Hh, X, norm);
+  op(OpKind::Logits, -1, Hh, weight(kVocab, kDim));
+  std::vector<int> widths(kBuffers, kDim);
+  widths[Q] = widths[A] = kHeads * kHead, widths[Kk] = widths[Vv] = kKv * kHead;
+  widths[G] = widths[U] = kFfn;
+  m.set_program(ops, widths, {{kKv, kHead}, {kKv, kHead}});
+  m.allocate(24, false, 512);
+}
+
+std::vector<float> run(Model& m, const std::vector<int>& slices, int sequences) {
+  const int T = 330;
+  std::vector<std::vector<int32_t>> tables;
+  std::vector<float> out(static_cast<size_t>(sequences * T * kVocab));
+  for (int s = 0; s < sequences; ++s) {
+    tables.emplace_back();
+    for (int i = 0; i < 6; ++i) tables.back().push_back(s * 6 + (i * 5) % 6);
+  }
+  for (int at = 0, step = 0; at < T; ++step) {
+    const int n = std::min(slices[static_cast<size_t>(step) % slices.size()], T - at);
+    std::vector<int32_t> tok, pos, row, want;
+    for (int s = 0; s < sequences; ++s)
+      for (int i = 0; i < n; ++i) {
+        tok.push_back((at + i) * 7 % kVocab), pos.push_back(at + i), row.push_back(s);
+        want.push_back(static_cast<int32_t>(want.size()));
+      }
+    Batch b;
+    b.tokens = tok.data(), b.positions = pos.data(), b.rows = row.data();
+    b.T = static_cast<int>(tok.size());
+    for (auto& t : tables) b.tables.push_back(t.data()), b.table_sizes.push_back(6);
+    b.logit_rows = want.data(), b.R = b.T;
+    std::vector<float> y(want.size() * kVocab);
+    m.step(b, y.data());
+    for (int s = 0; s < sequences; ++s)
+      std::memcpy(&out[static_cast<size_t>((s * T + at) * kVocab)],
+                  &y[static_cast<size_t>(s * n * kVocab)], static_cast<size_t>(n * kVocab) * 4);
+    at += n;
+  }
+  return out;
+}
+
+template <class Fn> bool refused(Fn f) {
+  try {
+    f();
+  } catch (const std::invalid_argument&) {
+    return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+int main() {
+  int checked = 0;
+  for (bool post_norm : {false, true}) {
+    Model one("scalar", 1);
+    build(one, post_norm);
+    const std::vector<float> want = run(one, {330}, 1);
+    for (const Level& l : levels()) {
+      if (!l.available) continue;
+      for (int threads : {1, 2, 3}) {
+        Model m(l.name, threads);
+        build(m, post_norm);
+        for (const std::vector<int>& slices :
+             {std::vector<int>{330}, {1}, {2}, {100, 1, 33}, {3, 1, 1, 64}})
+          for (int sequences : {1, 3}) {
+            if (slices[0] * sequences > 512) continue;
+            const std::vector<float> got = run(m, slices, sequences);
+            for (int s = 0; s < sequences; ++s, ++checked)
+              CHECK(!std::memcmp(&got[static_cast<size_t>(s) * want.size()], want.data(),
+                                 want.size() * 4),
+                    "%s, %d threads, slices from %d, sequence %d of %d differs", l.name, threads,
+                    slices[0], s, sequences);
+          }
+      }
+    }
+  }
+  Model m("", 1);
+  const std::vector<uint8_t> few(33);
+  CHECK(refused([&] { m.add_weight(8, 1, 32, few.data(), few.size(), false); }), "short tensor");
+  CHECK(refused([&] { m.add_weight(8, 1, 33, few.data(), few.size(), false); }), "ragged row");
+  CHECK(refused([&] { m.add_weight(10, 1, 256, few.data(), few.size(), false); }), "Q2_K");
+  CHECK(refused([&] { m.set_program({}, {}, {}); }), "no ops");
+  Op o;
+  o.kind = OpKind::Logits, o.src = 0, o.weight = 3;
+  CHECK(refused([&] { m.set_program({o}, {64}, {}); }), "a weight that is not there");
+  CHECK(refused([&] { Model("sse9", 1); }), "unknown level");
+  CHECK(refused([&] { m.allocate(1, false, 1); }), "pages without a program");
+  std::printf("%d passed, %d failed\n", checked, failures);
+  return failures != 0;
+}
