@@ -113,7 +113,8 @@ class ChatTemplate:
 
         tools: JSON schemas as OpenAI writes them. now: the time that strftime_now tells (default:
         the clock's). options: whatever else the template reads, such as enable_thinking.
-        Raises TemplateError: the template refuses the messages, fails, or exceeds its bounds.
+        Raises TemplateError: the template refuses the messages, fails, or exceeds its bounds; and
+        ResourceError where the process that an unknown template needs cannot be started.
         """
         try:
             variables: dict[str, Any] = {
