@@ -1,9 +1,10 @@
 """Is our arithmetic as good as llama.cpp's? KL divergence from a float32 forward of the file.
 
-    python -m tests.oracle.kl MODEL [--tokens 2000] [--top 512] [--every 1] [--json ROW.json]
+    python -m tests.oracle.kl MODEL [--tokens 2000] [--top 512] [--every 1] [--keep FOLDER]
 
 Prints one line per engine and writes a row to bench/results/. `--top 0` asks llama.cpp for its
-whole vocabulary (half a second a position); `--every k` compares every k-th position only.
+whole vocabulary (half a second a position); `--every k` compares every k-th position only;
+`--keep` stores what llama.cpp told, for the next run on the same model and texts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,9 @@ from .runners import RUNNERS, RunnerKind
 from .texts import ROOT, Text, shared_folder, texts
 
 PAGE = 64
+
+#: (tokens [T, N], log probabilities [T, N])
+Told = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,8 @@ def kl_against_fp32(
     top: int = 512,
     every: int = 1,
     peer: bool = True,
+    peer_threads: int = 2,
+    keep: Path | None = None,
 ) -> dict:
     """Compare runners of ours, and llama.cpp, with the float32 forward of the same file.
 
@@ -71,6 +78,7 @@ def kl_against_fp32(
     the share of positions with the same top token, flips and their largest margin; per domain
     the mean; and for each of our runners the ratio of its mean to llama.cpp's with the 95%
     interval. Without llama.cpp (peer=False) the partition is float32's own top tokens.
+    keep: a folder for llama.cpp's answers, which depend on file, positions and wheel alone.
     """
     from insula.models.load import open_model
     from insula.ops.reference import forward
@@ -83,7 +91,10 @@ def kl_against_fp32(
             log_softmax(forward(model.graph, model.gguf, p.ids)[p.positions]).astype(np.float32)
             for p in todo
         ]
-        told = _peer(model_path, model.tokenizer, todo, n_top) if peer else _own_top(truth, n_top)
+        if peer:
+            told = _kept(keep, model_path, model.tokenizer, todo, n_top, peer_threads)
+        else:
+            told = _own_top(truth, n_top)
         found: dict[str, list[Divergence]] = {}
         if peer:
             found["llamacpp"] = [
@@ -106,6 +117,7 @@ def kl_against_fp32(
         "sha256": _sha256(model_path),
         "machine": platform.processor() or platform.machine(),
         "date": time.strftime("%Y-%m-%d"),
+        "peer": f"xllamacpp {version('xllamacpp')}" if peer else None,
         "seconds": round(time.monotonic() - began, 1),
         "top": n_top,
         "every": every,
@@ -121,12 +133,31 @@ def kl_against_fp32(
     }
 
 
-def _peer(
-    path: Path, tokenizer, todo: list[Passage], n_top: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _kept(
+    folder: Path | None, path: Path, tokenizer, todo: list[Passage], n_top: int, threads: int
+) -> list[Told]:
+    """What llama.cpp tells, from `folder` if it was asked before."""
+    if folder is None:
+        return _peer(path, tokenizer, todo, n_top, threads)
+    key = hashlib.sha256(f"{_sha256(path)} {version('xllamacpp')} {n_top}".encode())
+    for passage in todo:
+        key.update(passage.ids.tobytes() + passage.positions.tobytes())
+    file = folder / f"told-{path.stem}-{key.hexdigest()[:16]}.npz"
+    if not file.exists():
+        told = _peer(path, tokenizer, todo, n_top, threads)
+        folder.mkdir(parents=True, exist_ok=True)
+        flat = {
+            f"{name}{i}": x for i, t in enumerate(told) for name, x in zip("tp", t, strict=True)
+        }
+        np.savez(file, **flat)
+    with np.load(file) as arrays:
+        return [(arrays[f"t{i}"], arrays[f"p{i}"]) for i in range(len(todo))]
+
+
+def _peer(path: Path, tokenizer, todo: list[Passage], n_top: int, threads: int) -> list[Told]:
     """(tokens [T, N], log probabilities [T, N]) of each passage, as llama.cpp tells them."""
     letter = next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"a")
-    llamacpp = LlamaCpp(path, letter=letter)
+    llamacpp = LlamaCpp(path, letter=letter, threads=threads)
     told = []
     for passage in todo:
         answers = [llamacpp.top(passage.ids[: p + 1].tolist(), n_top) for p in passage.positions]
@@ -134,7 +165,7 @@ def _peer(
     return told
 
 
-def _own_top(truth: list[np.ndarray], n_top: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _own_top(truth: list[np.ndarray], n_top: int) -> list[Told]:
     tokens = [np.argsort(-p, axis=-1, kind="stable")[:, :n_top] for p in truth]
     return [(t, np.take_along_axis(p, t, axis=-1)) for t, p in zip(tokens, truth, strict=True)]
 
@@ -191,6 +222,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--top", type=int, default=512)
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2, help="for llama.cpp")
+    parser.add_argument("--keep", type=Path, help="a folder for what llama.cpp told")
     parser.add_argument("--runner", action="append", help="default: every runner there is")
     parser.add_argument("--json", type=Path, help="default: a file in bench/results/")
     options = parser.parse_args(arguments)
@@ -205,6 +238,8 @@ def main(arguments: list[str]) -> int:
         n_tokens=options.tokens,
         top=options.top,
         every=options.every,
+        peer_threads=options.threads,
+        keep=options.keep,
     )
     for name, numbers in row["engines"].items():
         print(

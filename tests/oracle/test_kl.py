@@ -1,0 +1,64 @@
+"""The gate: our arithmetic loses no more than llama.cpp's does, on real text and a real model."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+from golden import golden
+from oracle.kl import kl_against_fp32
+from oracle.runners import NATIVE, REFERENCE, RUNNERS
+from oracle.texts import Text, shared_folder, texts
+
+
+def default_model() -> Path:
+    """The default chat model where this machine has it; no test downloads it."""
+    from insula.errors import InsulaError
+    from insula.hub.resolve import resolve
+
+    named = os.environ.get("INSULA_TEST_MODEL")
+    if named:
+        return Path(named)
+    try:
+        return resolve("smollm2:135m")
+    except InsulaError as error:
+        pytest.skip(f"the default model is not here ({error}); set INSULA_TEST_MODEL to its file")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason="needs xllamacpp (extra: llamacpp)"
+)
+@pytest.mark.skipif(shared_folder() is None, reason="needs the shared texts: set INSULA_SHARED")
+@pytest.mark.parametrize("format_", ["Q4_1", "Q4_0", "Q8_0", "Q4_K_M"])
+def test_no_worse_than_llamacpp(format_, tmp_path):
+    from insula.models.quantize import quantize_file
+
+    model = default_model()
+    if format_ != "Q4_1":
+        quantize_file(model, tmp_path / f"{format_}.gguf", format_)
+        model = tmp_path / f"{format_}.gguf"
+    row = kl_against_fp32(model, texts(shared_folder()), kinds=[NATIVE], peer_threads=1)
+    ours, theirs = row["engines"]["native"], row["engines"]["llamacpp"]
+    assert ours["positions"] == theirs["positions"] > 1900
+    assert row["ratio_to_llamacpp"]["native"]["kl_mean"] <= 1.1, row
+    assert ours["flips"] <= theirs["flips"], row
+
+
+def test_the_harness_on_a_tiny_model(tmp_path):
+    """Float32 weights leave nothing to lose; without llama.cpp the harness runs all the same."""
+    text = Text(domain="en", source="here", text="The island is small and it is ours. " * 20)
+    row = kl_against_fp32(
+        golden.load("llama").write(tmp_path), [text], kinds=RUNNERS, n_tokens=150, top=40, every=3,
+        peer=False,
+    )  # fmt: skip
+    assert row["ratio_to_llamacpp"] == {}
+    for name, numbers in row["engines"].items():
+        assert numbers["positions"] == 50
+        assert numbers["kl_mean"] < (1e-4 if name == "native" else 1e-6)
+        assert set(numbers["kl_mean_by_domain"]) == {"en"}
+    assert row["engines"][REFERENCE.name]["flips"] == 0
