@@ -21,7 +21,9 @@ TEMPLATE = (
 SPECIAL = ["<|start|>", "<|end|>"]
 
 
-def write_tiny(path: Path, *, template: str | None = TEMPLATE, name: str = "Tiny") -> Path:
+def write_tiny(
+    path: Path, *, template: str | None = TEMPLATE, name: str = "Tiny", context: int = CONTEXT
+) -> Path:
     """Write the model to `path`."""
     tokens = [*SPECIAL, *byte_alphabet(), *("".join(merge.split(" ")) for merge in MERGES)]
     tokens += [f"<|unused{i}|>" for i in range(320 - len(tokens))]
@@ -32,7 +34,7 @@ def write_tiny(path: Path, *, template: str | None = TEMPLATE, name: str = "Tiny
     writer.add("general.license", "apache-2.0")
     for key, value in {
         "block_count": LAYERS,
-        "context_length": CONTEXT,
+        "context_length": context,
         "embedding_length": WIDTH,
         "feed_forward_length": HIDDEN,
         "attention.head_count": HEADS,

@@ -94,6 +94,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a context that takes it many seconds to fill."""
+    return write_tiny(tmp_path_factory.mktemp("endless") / "endless.gguf", context=1 << 16)
+
+
 @pytest.fixture
 def hub(env: dict[str, str]) -> Iterator[HubServer]:
     with HubServer() as server:

@@ -210,8 +210,9 @@ def test_nobody_there(tmp_path, quick, monkeypatch):
 @pytest.mark.parametrize("key", ["INSULA_OFFLINE", "HF_HUB_OFFLINE"])
 def test_offline_by_choice_asks_nobody(hub, remote, tmp_path, quick, monkeypatch, key):
     monkeypatch.setenv(key, "1")
-    with pytest.raises(OfflineError, match=key):
+    with pytest.raises(OfflineError, match=key) as caught:
         get(remote, tmp_path, quick)
+    assert not caught.value.retryable
     assert hub.seen == []
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from insula.cli import sampling_settings
 from insula.cli.output import facts
-from insula.errors import ConfigError
+from insula.errors import ConfigError, NotFoundError
 from insula.hub import places
 from insula.hub.names import is_safe_segment
 from insula.locale import text
@@ -72,6 +72,8 @@ def _save(chat: Chat, rest: str) -> Outcome:
     path = chat_path(rest)
     if path.parent == places.home() / "chats":
         places.private_folder(path.parent)
+    elif not path.parent.is_dir():
+        raise NotFoundError(text("run.no_such_folder", path=path.parent))
     chat.session.save(path)
     return Outcome(show=text("run.saved", path=path))
 

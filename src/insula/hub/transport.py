@@ -127,7 +127,9 @@ class Transport:
 
     def _connect(self) -> httpx2.Client:
         if settings().offline:
-            raise OfflineError(text("hub.offline_set"))
+            refusal = OfflineError(text("hub.offline_set"))
+            refusal.retryable = False
+            raise refusal
         if self._client is None:
             import httpx2
 
