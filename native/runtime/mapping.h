@@ -35,8 +35,8 @@ public:
 private:
   std::uint8_t *data_ = nullptr;
   std::size_t size_ = 0;
-  bool was_poisoned_ = false;
-  MappingSlot *slot_ = nullptr;
+  [[maybe_unused]] bool was_poisoned_ = false;
+  [[maybe_unused]] MappingSlot *slot_ = nullptr;
 };
 
 } // namespace insula
