@@ -338,7 +338,7 @@ def test_the_token_stays_with_its_origin(hub, tmp_path, quick):
     )
     with (
         transfer(tmp_path, remote, None) as part,
-        Transport(retry=quick, token="hf_secret") as transport,
+        Transport(retry=quick, token="hf_secret", token_for=hub.endpoint) as transport,
     ):
         fetch(transport, remote, part)
     by_side = {seen.side: seen.headers for seen in hub.seen}

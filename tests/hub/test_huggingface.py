@@ -124,6 +124,21 @@ def test_a_private_repository(hub, repo, quick, monkeypatch):
     assert all("Authorization" not in seen.headers for seen in hub.bytes_requests())
 
 
+def test_a_hub_cannot_send_the_token_elsewhere(hub, repo, quick, monkeypatch):
+    """A next page on another host is asked for without it."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    link = {"Link": f'<{hub.cdn}/next>; rel="next"'}
+    hub.api_faults += [
+        lambda handler: False,
+        lambda handler: handler.reply(200, b"[]", link) or True,
+    ]
+    with pytest.raises(NotFoundError):
+        pull("hf.co/some-One/Model.v2-GGUF", retry=quick)
+    assert [seen.side for seen in hub.seen] == ["hub", "hub", "cdn"]
+    assert hub.seen[0].headers["Authorization"] == "Bearer hf_secret"
+    assert "Authorization" not in hub.seen[2].headers
+
+
 def test_a_repository_that_moved(hub, repo, quick):
     hub.add("old/name", {}, moved_to="some-One/Model.v2-GGUF")
     manifest = pull("hf.co/old/name:Q8_0", retry=quick)

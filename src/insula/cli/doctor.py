@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,13 @@ from insula.locale import text
 #: Packages whose presence changes what Insula can do, and what they are for.
 PACKAGES = ("numpy", "llguidance", "xllamacpp", "transformers", "torch")
 BANDWIDTH_MB = 256
+CPUINFO = Path("/proc/cpuinfo")
+#: As Linux spells them, x86 and then ARM; the kernels use these or would gain by them.
+FEATURES = (
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl"),
+    *("avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"),
+)
 
 
 def doctor(
@@ -72,7 +80,7 @@ def examine(*, measure: bool) -> dict[str, Any]:
 
 def _cpu() -> dict[str, Any]:
     """The native core's view of the processor; what Python knows where there is no core."""
-    known: dict[str, Any] = {"logical": os.cpu_count()}
+    known: dict[str, Any] = {"logical": os.cpu_count(), "features": _features(CPUINFO)}
     if hasattr(os, "sched_getaffinity"):
         known["allowed"] = len(os.sched_getaffinity(0))
     try:
@@ -85,6 +93,20 @@ def _cpu() -> dict[str, Any]:
         known.update(info())
     known["isa_levels"] = list(levels()) if levels is not None else None
     return known
+
+
+def _features(path: Path) -> list[str]:
+    """What Linux says the processor has, of that which matters to kernels."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            has = set(value.split())
+            return [feature for feature in FEATURES if feature in has]
+    return []
 
 
 def _bandwidth(threads: int) -> float:
@@ -126,7 +148,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("insula", f"{found['insula']} (Python {found['python']}, {found['platform']})"),
         (text("doctor.cpu"), str(cpu.get("name") or found["machine"])),
-        (text("doctor.features"), " ".join(cpu.get("features") or ()) or unknown),
+        (text("doctor.features"), " ".join(cpu["features"]) or unknown),
         (text("doctor.isa"), " ".join(cpu.get("isa_levels") or ()) or unknown),
         (text("doctor.threads"), _threads(cpu)),
     ]
@@ -186,10 +208,11 @@ def _advice(found: dict[str, Any]) -> list[str]:
         lines.append(text("doctor.no_native", reason=cpu["why_not"]))
     forced = os.environ.get("INSULA_ISA")
     levels = cpu.get("isa_levels") or []
-    if forced and levels and forced != levels[-1]:
-        lines.append(text("doctor.forced_isa", forced=forced, best=levels[-1]))
-    elif levels and levels[-1] in ("scalar", "avx2"):
-        lines.append(text("doctor.old_cpu", best=levels[-1]))
+    best = levels[0] if levels else None  # the native core lists them best first
+    if forced and best and forced != best:
+        lines.append(text("doctor.forced_isa", forced=forced, best=best))
+    elif best in ("scalar", "avx2"):
+        lines.append(text("doctor.old_cpu", best=best))
     allowed, physical, threads = (cpu.get(key) for key in ("allowed", "physical", "threads"))
     quota = cpu.get("quota")
     if quota and isinstance(physical, int) and quota < physical:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import stat
 import sys
 
+from insula.cli.output import is_terminal, note
 from insula.errors import ConfigError
 from insula.locale import text
 
@@ -26,6 +28,7 @@ def read_stdin() -> str:
     """All of standard input as UTF-8. Raises ConfigError if it is not, or too long."""
     if sys.stdin is None:
         return ""
+    announce_waiting()
     data = sys.stdin.buffer.read(MAX_INPUT + 1)
     if len(data) > MAX_INPUT:
         raise ConfigError(text("cli.input_too_long", limit=MAX_INPUT >> 20))
@@ -41,7 +44,19 @@ def something_is_piped_in() -> bool:
         mode = os.fstat(0).st_mode
     except OSError:
         return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def announce_waiting() -> None:
+    """Tell a person whose pipe stays silent for a second what is being waited for."""
+    if sys.platform == "win32" or not is_terminal(sys.stderr):
+        return  # select() takes only sockets there
+    try:
+        ready, _, _ = select.select([0], [], [], 1.0)
+    except (OSError, ValueError):
+        return
+    if not ready:
+        note(text("run.waiting_for_input"))
 
 
 def stdin_is_terminal() -> bool:

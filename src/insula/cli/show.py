@@ -9,6 +9,7 @@ import numpy as np
 import typer
 
 from insula.cli.output import facts, number, say, say_json, size
+from insula.config import settings
 from insula.errors import ConfigError, InsulaError
 from insula.formats.gguf import GGUFFile
 from insula.hub import advice
@@ -17,8 +18,8 @@ from insula.hub.resolve import Located, locate
 from insula.locale import text
 from insula.models.load import Summary, summarize
 
-#: The context that memory is estimated at unless asked, in tokens; at most the model's own.
-USUAL_CONTEXT = 4096
+#: Taken where neither the person nor the file says how long a context is, in tokens.
+UNKNOWN_CONTEXT = 4096
 TEMPLATE_LINES = 3
 
 
@@ -64,8 +65,24 @@ def _needs(file: GGUFFile, summary: Summary, ctx: int | None) -> Needs | None:
     per_token = advice.kv_bytes_per_token(file.metadata)
     if not file.tensors or per_token is None:
         return None
-    n_ctx = ctx or min(USUAL_CONTEXT, summary.context_length or USUAL_CONTEXT)
+    n_ctx = ctx or _chosen_context(per_token, summary.context_length or UNKNOWN_CONTEXT)
     return Needs(weights=summary.weight_bytes, kv_cache=per_token * n_ctx, n_ctx=n_ctx)
+
+
+def _chosen_context(per_token: int, trained: int) -> int:
+    """The context that `run` would choose here, in tokens."""
+    from insula.engine.context import plan_context
+
+    try:
+        return plan_context(
+            n_ctx=None,
+            n_ctx_train=trained,
+            bytes_per_token=per_token,
+            kv_memory=settings().kv_memory,
+            available=advice.memory().available,
+        ).n_ctx
+    except InsulaError:  # it does not fit at all, which the verdict will say
+        return trained
 
 
 def _engine(located: Located, file: GGUFFile) -> tuple[str | None, str]:

@@ -90,7 +90,8 @@ def _pull_entry(
 def _pull_reference(
     ref: HubRef, store: ModelStore, progress: Progress | None, retry: Retry | None
 ) -> Manifest:
-    with Transport(retry=retry, token=huggingface.token()) as transport:
+    endpoint = huggingface.endpoint()
+    with Transport(retry=retry, token=huggingface.token(), token_for=endpoint) as transport:
         if progress is not None:
             progress(Transfer(phase="connect", name=ref.repo_id))
         repository = huggingface.look(transport, ref, progress=progress)

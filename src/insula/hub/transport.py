@@ -91,9 +91,13 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _origin(url: str) -> tuple[str, str, int]:
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+def _origin(url: str) -> tuple[str, str, int] | None:
+    """Scheme, host and port; None for what is no address."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        return None
     return parts.scheme, (parts.hostname or "").lower(), port
 
 
@@ -108,10 +112,13 @@ def shown(url: str) -> str:
 class Transport:
     """One client for a series of requests. Use as a context manager."""
 
-    def __init__(self, *, retry: Retry | None = None, token: str | None = None) -> None:
-        """`token` is sent as a bearer to the origin of each request's first address only."""
+    def __init__(
+        self, *, retry: Retry | None = None, token: str | None = None, token_for: str = ""
+    ) -> None:
+        """`token` is sent as a bearer to the origin of the address `token_for` and no other."""
         self.retry = retry or Retry()
-        self.token = token
+        self._token = token
+        self._token_origin = _origin(token_for) if token and token_for else None
         self._client: httpx2.Client | None = None
 
     def __enter__(self) -> Transport:
@@ -140,7 +147,8 @@ class Transport:
                     timeout=httpx2.Timeout(retry.read_timeout, connect=retry.connect_timeout),
                     headers={"User-Agent": "insula", "Accept-Encoding": "identity"},
                 )
-            except (ValueError, httpx2.InvalidURL) as error:  # a proxy setting that is no address
+            except (ValueError, httpx2.InvalidURL, ImportError) as error:
+                # A proxy setting that is no address, or a SOCKS one without the package for it.
                 raise ConfigError(text("hub.bad_proxy", reason=error)) from error
         return self._client
 
@@ -174,11 +182,10 @@ class Transport:
             ) from error
 
     def _follow(self, client: httpx2.Client, url: str, headers: dict[str, str]) -> httpx2.Response:
-        first = _origin(url)
         for _ in range(MAX_REDIRECTS):
             sent = dict(headers)
-            if self.token and _origin(url) == first:
-                sent["Authorization"] = f"Bearer {self.token}"
+            if self._token_origin is not None and _origin(url) == self._token_origin:
+                sent["Authorization"] = f"Bearer {self._token}"
             response = client.send(client.build_request("GET", url, headers=sent), stream=True)
             if response.status_code not in (301, 302, 303, 307, 308):
                 return response

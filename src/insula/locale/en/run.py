@@ -28,4 +28,5 @@ TEXTS = {
     "raw_is_raw": "--raw goes on from the text as it is, and has no place for --system and --template",
     "no_such_template": "there is no chat format or file {choice!r}; formats: {known}",
     "no_such_folder": "there is no folder {path}",
+    "waiting_for_input": "reading standard input; end it with Ctrl-D, or close it with </dev/null",
 }

@@ -28,4 +28,5 @@ TEXTS = {
     "raw_is_raw": "--raw continúa el texto tal cual, y no hay sitio para --system ni --template",
     "no_such_template": "no existe el formato ni el fichero {choice!r}; formatos: {known}",
     "no_such_folder": "no existe la carpeta {path}",
+    "waiting_for_input": "leyendo la entrada estándar; acábala con Ctrl-D, o ciérrala con </dev/null",
 }
