@@ -196,6 +196,8 @@ def test_keys_that_change_the_maths_are_refused(arch, key, value):
         ({"attention.value_length": 4}, "values 4"),
         ({"rope.dimension_count": 7}, "even"),
         ({"rope.dimension_count": 10}, "head width"),
+        ({"attention.key_length": 2**24}, "key_length"),
+        ({"attention.head_count": 1, "embedding_length": 2**24}, "key_length"),
         ({"rope.freq_base": 0.0}, "above 0"),
         ({"rope.freq_base": float("inf")}, "finite"),
         ({"rope.scaling.type": "longrope"}, "longrope"),

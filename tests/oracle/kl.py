@@ -115,7 +115,7 @@ def kl_against_fp32(
         "what": "kl_against_fp32",
         "model": model_path.name,
         "sha256": _sha256(model_path),
-        "machine": platform.processor() or platform.machine(),
+        "cpu": _cpu(),
         "date": time.strftime("%Y-%m-%d"),
         "peer": f"xllamacpp {version('xllamacpp')}" if peer else None,
         "seconds": round(time.monotonic() - began, 1),
@@ -209,6 +209,13 @@ def _ratio(ours: Divergence, theirs: Divergence) -> dict:
         "interval95": ratio_interval(ours.kl, theirs.kl),
         "flips": [int(ours.flips.sum()), int(theirs.flips.sum())],
     }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _sha256(path: Path) -> str:

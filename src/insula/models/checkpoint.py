@@ -23,6 +23,9 @@ from insula.errors import FormatError, UnsupportedError
 #: Larger counts than any model has; a lying file fails here and not in an allocation.
 MAX_COUNT = 1 << 24
 
+#: Wider heads than any model has; tables of this length are made before any tensor is checked.
+MAX_HEAD_DIM = 1 << 13
+
 OTHER_BACKEND = (
     'the llamacpp backend may run this model (pip install "insula[llamacpp]", '
     "then choose backend llamacpp)"
@@ -90,8 +93,10 @@ class Checkpoint:
         """Whether the file states `<arch>.<key>`."""
         return f"{self.arch}.{key}" in self._metadata
 
-    def integer(self, key: str, default: int | None = None, *, low: int = 1) -> int:
-        """The whole number `<arch>.<key>`, `low` at least; required if there is no default.
+    def integer(
+        self, key: str, default: int | None = None, *, low: int = 1, high: int = MAX_COUNT
+    ) -> int:
+        """The whole number `<arch>.<key>` in low..high; required if there is no default.
 
         A list with one value per layer counts as that value if all are equal.
         """
@@ -108,8 +113,8 @@ class Checkpoint:
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise FormatError(f"{self.arch}.{key} is {value!r}, a whole number is needed")
         found = int(value)
-        if not low <= found <= MAX_COUNT:
-            raise FormatError(f"{self.arch}.{key} is {found}, allowed are {low} to {MAX_COUNT}")
+        if not low <= found <= high:
+            raise FormatError(f"{self.arch}.{key} is {found}, allowed are {low} to {high}")
         return found
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -199,7 +204,7 @@ class Checkpoint:
         n_embd = self.integer("embedding_length")
         heads = self.integer("attention.head_count")
         kv_heads = self.integer("attention.head_count_kv", heads)
-        head_dim = self.integer("attention.key_length", max(1, n_embd // heads))
+        head_dim = self.integer("attention.key_length", max(1, n_embd // heads), high=MAX_HEAD_DIM)
         value_dim = self.integer("attention.value_length", head_dim)
         n_rot = self.integer("rope.dimension_count", head_dim)
         embedding = self.shape("token_embd.weight")
