@@ -177,7 +177,7 @@ void bind_tokenizer(nb::module_ &m) {
         if (insula::tok::find_invalid(view) != std::string_view::npos)
           throw Fault("the text is not valid UTF-8");
         std::vector<size_t> ends;
-        insula::tok::PreTokenizer(insula::tok::pre_rule(name))
+        insula::tok::PreTokenizer::of(insula::tok::pre_rule(name))
             .split(view.data(), 0, view.size(), ends);
         return ends;
       },

@@ -38,7 +38,7 @@ std::string quoted(std::string_view text) {
 } // namespace
 
 BpeModel::BpeModel(const Vocabulary &vocabulary, const Strings &merges, const PreRule &rule)
-    : vocabulary_(vocabulary), rule_(rule), pre_(rule) {
+    : vocabulary_(vocabulary), rule_(rule), pre_(PreTokenizer::of(rule)) {
   if (rule.spm_style) {
     cutter_.emplace_back(vocabulary);
   } else {

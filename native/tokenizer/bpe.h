@@ -27,7 +27,7 @@ private:
 
   const Vocabulary &vocabulary_;
   const PreRule &rule_;
-  PreTokenizer pre_;
+  const PreTokenizer &pre_;
   std::vector<Slot> slots_;
   std::vector<MarkCutter> cutter_;          // one, in SentencePiece style
   std::array<int32_t, 256> byte_symbols_{}; // ids of GPT-2's characters for each byte, -1 if absent

@@ -1,6 +1,10 @@
 #include "pretokenizers.h"
 #include "error.h"
 
+#include <map>
+#include <memory>
+#include <mutex>
+
 namespace insula::tok {
 
 namespace {
@@ -258,6 +262,16 @@ PreTokenizer::PreTokenizer(const PreRule &rule) {
     else
       made.regex.emplace_back(step);
   }
+}
+
+const PreTokenizer &PreTokenizer::of(const PreRule &rule) {
+  static std::mutex guard;
+  static std::map<const PreRule *, std::unique_ptr<PreTokenizer>> made;
+  const std::lock_guard lock(guard);
+  std::unique_ptr<PreTokenizer> &at = made[&rule];
+  if (!at)
+    at = std::make_unique<PreTokenizer>(rule);
+  return *at;
 }
 
 void PreTokenizer::split(const char *text, size_t begin, size_t end,

@@ -25,6 +25,8 @@ std::vector<std::string_view> pre_names();
 class PreTokenizer {
 public:
   explicit PreTokenizer(const PreRule &rule);
+  // The one of this rule, compiled when it is first asked for.
+  static const PreTokenizer &of(const PreRule &rule);
   // Replaces `ends` by the end offsets of the pieces of text[begin, end), valid UTF-8.
   void split(const char *text, size_t begin, size_t end, std::vector<size_t> &ends) const;
 
