@@ -115,12 +115,11 @@ void bind_mapping(nb::module_ &m) {
                       "`poisoned` becomes True; check it after reading.")
       .def(
           "__init__",
-          [](Mapping *self, nb::object path) {
-            const auto native_path = nb::cast<std::filesystem::path>(path);
+          [](Mapping *self, const std::filesystem::path &path) {
             try {
-              new (self) Mapping(native_path);
+              new (self) Mapping(path);
             } catch (const std::system_error &error) {
-              raise_os_error(error, path);
+              raise_os_error(error, nb::cast(path));
             }
           },
           "path"_a, "Raises OSError; regular files only.")

@@ -215,6 +215,7 @@ def test_pieces_of_the_wrong_size(tmp_path: Path) -> None:
 
 def test_a_full_disk(tmp_path: Path) -> None:
     """A real limit of the system, in a process of its own: the write itself fails half-way."""
+    pytest.importorskip("resource")
     code = (
         "import resource, signal, sys, numpy as np\n"
         "from insula.errors import ResourceError\n"

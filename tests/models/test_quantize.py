@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -232,6 +233,19 @@ def test_progress_and_cancelling(source: Path, tmp_path: Path) -> None:
         quantize_file(source, out, "Q4_0", progress=stop, overwrite=True)
     assert out.read_bytes() == before
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_source_cut_short_on_the_way(source: Path, tmp_path: Path) -> None:
+    """FAULTS.md row 4: truncated while mapped; an error, and no half-true file."""
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(source.read_bytes())
+
+    def cut(done: int, total: int, name: str) -> None:
+        os.truncate(copy, 100_000)
+
+    with pytest.raises(FormatError, match="truncated"):
+        quantize_file(copy, tmp_path / "out.gguf", "Q4_0", progress=cut)
+    assert list(tmp_path.iterdir()) == [copy]
 
 
 def test_refusals(source: Path, tmp_path: Path) -> None:
