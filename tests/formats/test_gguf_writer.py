@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
 import subprocess
@@ -236,6 +237,47 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert "no space" in out
     assert "4.2 MB" in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_seen_before_the_work(tmp_path: Path) -> None:
+    def pieces() -> Iterator[np.ndarray]:
+        raise AssertionError("nothing should be computed")
+        yield np.zeros(0, np.uint8)
+
+    writer = GGUFWriter(tmp_path / "out.gguf")
+    writer.add_tensor("t", pieces, GGMLType.I8, shape=(1 << 55,))
+    with pytest.raises(ResourceError, match=r"36028797019\.0 MB and"):
+        writer.write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_llama_cpps_own_parser_reads_it(tmp_path: Path) -> None:
+    package = pytest.importorskip("xllamacpp", reason="the llamacpp extra is the oracle here")
+    library = next(Path(package.__file__).parent.glob("*.so"), None)
+    if library is None:
+        pytest.skip("the xllamacpp wheel of this platform has no .so to ask")
+    ggml = ctypes.CDLL(str(library))
+    if not hasattr(ggml, "gguf_init_from_file"):
+        pytest.skip("this xllamacpp does not export ggml's GGUF parser")
+
+    class Parameters(ctypes.Structure):
+        _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
+
+    ggml.gguf_init_from_file.restype = ctypes.c_void_p
+    ggml.gguf_init_from_file.argtypes = [ctypes.c_char_p, Parameters]
+    path = tmp_path / "out.gguf"
+    writer = written(path)
+    del writer._metadata["lists"]  # llama.cpp reads no arrays of arrays
+    writer.write()
+    parsed = ggml.gguf_init_from_file(str(path).encode(), Parameters(True, None))
+    assert parsed
+    ggml.gguf_get_n_tensors.argtypes = ggml.gguf_get_n_kv.argtypes = [ctypes.c_void_p]
+    ggml.gguf_get_n_tensors.restype = ggml.gguf_get_n_kv.restype = ctypes.c_int64
+    with GGUFFile.open(path) as file:
+        assert ggml.gguf_get_n_tensors(parsed) == len(file.tensors)
+        assert ggml.gguf_get_n_kv(parsed) == len(file.metadata)
+    ggml.gguf_free.argtypes = [ctypes.c_void_p]
+    ggml.gguf_free(parsed)
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import errno
 import math
 import os
 import secrets
+import shutil
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -141,6 +142,7 @@ class GGUFWriter:
         the meantime, and whatever the pieces raise; nothing is left behind then.
         """
         size = self.nbytes
+        self._refuse_little_space(size)
         temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
@@ -196,6 +198,18 @@ class GGUFWriter:
             raise ConfigError(f"{self.path} is a directory; name a file in it")
         if not self.overwrite and (self.path.exists() or self.path.is_symlink()):
             raise ConfigError(f"{self.path} exists; choose another name or allow overwriting")
+
+    def _refuse_little_space(self, size: int) -> None:
+        """Say so now rather than after minutes of work; a quota may still say so later."""
+        try:
+            free = shutil.disk_usage(self.path.parent).free
+        except OSError:
+            return
+        if size > free:
+            raise ResourceError(
+                f"no space for {self.path}: it needs {size / 1e6:.1f} MB and {free / 1e6:.1f} MB "
+                "are free; free some or write elsewhere"
+            )
 
     def _failure(self, error: OSError, size: int) -> ResourceError:
         if error.errno in _FULL:
