@@ -317,6 +317,7 @@ def test_threads_use_one_model(tiny_model: Path) -> None:
         assert found == expected
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill cannot send Ctrl-C there")
 def test_ctrl_c_stops_an_answer_and_the_model_goes_on(tiny_model: Path) -> None:
     with LLM(tiny_model) as llm:
 

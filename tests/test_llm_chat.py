@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -190,6 +191,7 @@ def test_an_error_leaves_the_history_alone(llm: LLM) -> None:
     assert session.send("two").report.cached_tokens > 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill cannot send Ctrl-C there")
 def test_ctrl_c_in_a_turn_keeps_what_was_said(llm: LLM) -> None:
     session = llm.chat_session(temperature=0, ignore_eos=True)
     timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 
 import numpy as np
@@ -325,6 +326,7 @@ class InterruptedRunner(PrefixRunner):
         return super().step(*arguments)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill cannot send Ctrl-C there")
 def test_ctrl_c_leaves_the_engine_whole() -> None:
     runner = InterruptedRunner(n_pages=40)
     e = engine(runner)

@@ -48,7 +48,9 @@ def params_for(seed: int, max_tokens: int) -> SamplingParams:
 
 class Schedules(RuleBasedStateMachine):
     @initialize(
-        n_pages=st.integers(6, 14), max_running=st.integers(1, 5), budget=st.integers(1, 24)
+        n_pages=st.sampled_from([6, 7, 8, 14]),
+        max_running=st.integers(1, 5),
+        budget=st.integers(1, 24),
     )
     def start(self, n_pages: int, max_running: int, budget: int) -> None:
         self.runner = PrefixRunner(n_pages=n_pages, page_size=4, n_vocab=N_VOCAB)
@@ -87,7 +89,15 @@ class Schedules(RuleBasedStateMachine):
         )
         self.live.append((handle, tuple(ids), seed, max_tokens, first, seen, wants_logits))
 
-    @rule(n=st.integers(1, 6))
+    @rule(n=st.integers(2, 5), length=st.integers(1, 6))
+    def crowd(self, n: int, length: int) -> None:
+        """Several that grow beyond the pages there are, so that some must give way."""
+        for first in range(n):
+            ids = (first % 3,) * length
+            handle = self.engine.submit(Request(ids=ids, params=params_for(first, 18)))
+            self.live.append((handle, ids, first, 18, 0, [], False))
+
+    @rule(n=st.integers(1, 8))
     def step(self, n: int) -> None:
         for _ in range(n):
             self.engine.step()
@@ -152,5 +162,5 @@ class Schedules(RuleBasedStateMachine):
         assert not scheduler.pool.refs.any()
 
 
-Schedules.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Schedules.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestSchedules = Schedules.TestCase

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
 import time
 
@@ -74,6 +75,7 @@ def test_whatever_threads_do_nothing_stays_behind(seed: int) -> None:
     assert idle(engine)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill cannot send Ctrl-C there")
 def test_interrupts_at_any_moment_leave_the_engine_whole() -> None:
     """SIGINT after SIGINT into a thread that submits, reads and leaves."""
     engine = new_engine()
