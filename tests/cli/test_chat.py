@@ -95,7 +95,7 @@ def test_mistakes_are_a_line_and_the_chat_goes_on(chat):
 
 def test_regenerate_answers_the_same_question(chat):
     say(chat, "hello")
-    say(chat, "/regenerate")
+    assert "/set seed default" in say(chat, "/regenerate")
     shown = say(chat, "/show")
     assert shown.count("  user") == 1
     assert shown.count("  assistant") == 1

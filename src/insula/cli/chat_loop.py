@@ -86,6 +86,8 @@ class ChatLoop:
             if outcome.show is not None:
                 say(outcome.show)
             if outcome.regenerate:
+                if params.seed is not None:
+                    note(text("run.same_seed"))
                 self._print(self.session.regenerate_stream(params))
             return not outcome.leave
         # "//" says a message that begins with "/".

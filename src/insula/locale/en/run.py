@@ -29,4 +29,5 @@ TEXTS = {
     "no_such_template": "there is no chat format or file {choice!r}; formats: {known}",
     "no_such_folder": "there is no folder {path}",
     "waiting_for_input": "reading standard input; end it with Ctrl-D, or close it with </dev/null",
+    "same_seed": "the seed is set, so the answer will be the same; /set seed default changes that",
 }

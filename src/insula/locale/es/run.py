@@ -29,4 +29,5 @@ TEXTS = {
     "no_such_template": "no existe el formato ni el fichero {choice!r}; formatos: {known}",
     "no_such_folder": "no existe la carpeta {path}",
     "waiting_for_input": "leyendo la entrada estándar; acábala con Ctrl-D, o ciérrala con </dev/null",
+    "same_seed": "la semilla está fijada, así que la respuesta será la misma; /set seed default lo cambia",
 }
