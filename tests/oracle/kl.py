@@ -77,7 +77,8 @@ def kl_against_fp32(
     Returns a row: per engine the mean, median, 99%, 99.9% and largest KL divergence in nats,
     the share of positions with the same top token, flips and their largest margin; per domain
     the mean; and for each of our runners the ratio of its mean to llama.cpp's with the 95%
-    interval. Without llama.cpp (peer=False) the partition is float32's own top tokens.
+    interval, and both counts of flips, also of those that the other did not make. Without
+    llama.cpp (peer=False) the partition is float32's own top tokens.
     keep: a folder for llama.cpp's answers, which depend on file, positions and wheel alone.
     """
     from insula.models.load import open_model
@@ -208,6 +209,10 @@ def _ratio(ours: Divergence, theirs: Divergence) -> dict:
         "kl_mean": float(ours.kl.mean() / theirs.kl.mean()),
         "interval95": ratio_interval(ours.kl, theirs.kl),
         "flips": [int(ours.flips.sum()), int(theirs.flips.sum())],
+        "flips_alone": [
+            int((ours.flips & ~theirs.flips).sum()),
+            int((theirs.flips & ~ours.flips).sum()),
+        ],
     }
 
 

