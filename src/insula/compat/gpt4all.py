@@ -356,7 +356,7 @@ class GPT4All:
         warnings.warn(
             "the model has no chat template of its own, and none was given; taking Alpaca's",
             DeprecationWarning,
-            stacklevel=5,  # the caller's `with model.chat_session()`
+            stacklevel=4,  # the caller's `with model.chat_session()`
         )
         return files.DEFAULT_PROMPT_TEMPLATE
 
@@ -386,7 +386,7 @@ class GPT4All:
         token_ids: list[int] = []
         last, begun = -1, False
         try:
-            for chunk in self._open().stream(ids, params):
+            for chunk in self._open().stream(ids, params, overflow="stop"):
                 token_ids += chunk.token_ids
                 last = chunk.token_ids[-1] if chunk.token_ids else last
                 if not chunk.text:

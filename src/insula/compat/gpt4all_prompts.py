@@ -83,37 +83,38 @@ class PlainTranscript:
 class JinjaTranscript:
     """A chat in the new style: rendered anew each turn, by the model's template or a given one.
 
-    The ids of earlier turns come out the same, so the engine's prefix cache has them.
+    What was generated keeps its ids, so that the engine finds every earlier turn in its cache.
+    Raises TemplateError where there is no template or it fails.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str | None, system: str) -> None:
-        from insula.chat.templates import ChatTemplate
+        from insula.chat.prompt import ChatFormat, chat_template
 
-        source = tokenizer.chat_template if template is None else template
-        assert source is not None
-        self._tokenizer = tokenizer
-        self._template = ChatTemplate(
-            source,
-            bos_token=_text(tokenizer, tokenizer.bos_id),
-            eos_token=_text(tokenizer, tokenizer.eos_id),
-        )
+        self._format = ChatFormat(tokenizer=tokenizer, template=chat_template(tokenizer, template))
         self._messages: list[dict[str, str]] = []
         if system:
             self._messages.append({"role": "system", "content": system})
+        self._seen: tuple[str, list[int]] = ("", [])
 
     def ask(self, prompt: str) -> list[int]:
-        """The ids to complete for the user's next text."""
-        text = self._template.render([*self._messages, {"role": "user", "content": prompt}])
-        # The template writes bos itself where it belongs.
-        return self._tokenizer.encode(text, add_special=False, parse_special=True)
+        """The ids to complete for the user's next text. Changes nothing."""
+        text = self._asked(prompt)
+        seen_text, seen_ids = self._seen
+        if seen_text and text.startswith(seen_text):
+            tokenizer = self._format.tokenizer
+            rest = tokenizer.encode(text[len(seen_text) :], add_special=False, parse_special=True)
+            # Only a control token surely begins a new token wherever the text is cut.
+            if rest and tokenizer.is_special(rest[0]):
+                return [*seen_ids, *rest]
+        return self._format.encode(text)
 
     def answered(self, prompt: str, asked: list[int], text: str, answer: list[int]) -> None:
         """Take the turn in: what was asked and what came back, as text and as ids."""
+        self._seen = (self._asked(prompt) + text, [*asked, *answer])
         self._messages += [
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": text},
         ]
 
-
-def _text(tokenizer: Tokenizer, token_id: int | None) -> str:
-    return "" if token_id is None else tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+    def _asked(self, prompt: str) -> str:
+        return self._format.render([*self._messages, {"role": "user", "content": prompt}])
