@@ -22,17 +22,17 @@ elseif(INSULA_ARCH MATCHES "^(aarch64|arm64|ARM64)$")
   set(INSULA_ARCH arm64)
 endif()
 
-# name | architecture | flags of GCC and Clang | flags of MSVC
+# name | architecture | flags of GCC and Clang (clang-cl on Windows takes them too)
 set(INSULA_ISA_TABLE
-  "scalar|any|-O2|"
-  "avx2|x86_64|-mavx2 -mfma -mf16c|/arch:AVX2"
-  "avxvnni|x86_64|-mavx2 -mfma -mf16c -mavxvnni|/arch:AVX2"
-  "avxvnni_evex|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mprefer-vector-width=256|/arch:AVX512"
-  "avx512|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni|/arch:AVX512"
-  "amx|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16|/arch:AVX512"
-  "neon|arm64||"
-  "neon_dotprod|arm64|-march=armv8.2-a+dotprod+fp16|"
-  "neon_i8mm|arm64|-march=armv8.2-a+dotprod+fp16+i8mm|"
+  "scalar|any|-O2"
+  "avx2|x86_64|-mavx2 -mfma -mf16c"
+  "avxvnni|x86_64|-mavx2 -mfma -mf16c -mavxvnni"
+  "avxvnni_evex|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mprefer-vector-width=256"
+  "avx512|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni"
+  "amx|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16"
+  "neon|arm64|"
+  "neon_dotprod|arm64|-march=armv8.2-a+dotprod+fp16"
+  "neon_i8mm|arm64|-march=armv8.2-a+dotprod+fp16+i8mm"
 )
 
 # insula_isa_sources(<sources-out> <definitions-out>)
@@ -51,13 +51,9 @@ function(insula_isa_sources sources_out definitions_out)
     if(NOT row)
       message(FATAL_ERROR "native/isa/${name}.cpp has no row in INSULA_ISA_TABLE of cmake/isa.cmake")
     endif()
-    string(REGEX MATCH "^([^|]*)\\|([^|]*)\\|([^|]*)\\|([^|]*)$" _ "${row}")
+    string(REGEX MATCH "^([^|]*)\\|([^|]*)\\|([^|]*)$" _ "${row}")
     set(arch "${CMAKE_MATCH_2}")
-    if(MSVC)
-      set(flags "${CMAKE_MATCH_4}")
-    else()
-      set(flags "${CMAKE_MATCH_3}")
-    endif()
+    set(flags "${CMAKE_MATCH_3}")
     if(NOT (arch STREQUAL "any" OR arch STREQUAL INSULA_ARCH))
       continue()
     endif()
