@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from golden import tiny_tokenizer
 from insula.errors import FormatError, UnsupportedError
 from insula.models import sentencepiece
 from insula.models.convert_tokenizer import PRE_TOKENIZERS, identify, tokenizer_metadata
+from insula.tokenizer import Tokenizer
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -99,6 +103,43 @@ def test_what_would_tokenize_differently_is_refused(tmp_path, change):
         tokenizer_metadata(save(tmp_path, model), {}, n_vocab=320)
 
 
+TRICKY = (
+    "The ISLAND's 12345 stones, don't  they?\n\n  x=3.14159;\ttab\r\nwe'LL see ¿qué? ñandú 日本語 "
+    "e\u0301clair 🏝️👍🏽 \u00a0nbsp ١٢٣٤ Ⅻ ½ trailing   "
+)
+
+
+@pytest.mark.parametrize("known", PRE_TOKENIZERS, ids=lambda known: known.name)
+def test_the_name_means_the_definition(known):
+    """Our tokenizer under the name gives what the tokenizers library gives for the definition."""
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tiny_tokenizer.tokenizer_json()
+    model["pre_tokenizer"] = with_trim_offsets(known.definition)
+    model["model"]["ignore_merges"] = known.ignore_merges
+    oracle = tokenizers.Tokenizer.from_str(json.dumps(model))
+    meta, _ = bpe_metadata(model)
+    ours = Tokenizer.from_metadata(meta)
+    for text in (TRICKY, TRICKY.swapcase(), TRICKY[::-1], " " + TRICKY * 3):
+        wanted = oracle.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text, add_special=False) == wanted
+
+
+def with_trim_offsets(definition):
+    """A definition as files spell it out."""
+    if isinstance(definition, list):
+        return [with_trim_offsets(part) for part in definition]
+    if not isinstance(definition, Mapping):
+        return definition
+    full = {key: with_trim_offsets(value) for key, value in definition.items()}
+    return full | {"trim_offsets": True} if full.get("type") == "ByteLevel" else full
+
+
+def bpe_metadata(model):
+    with tempfile.TemporaryDirectory() as folder:
+        meta, notes = tokenizer_metadata(save(Path(folder), model), {}, n_vocab=320)
+    return {f"tokenizer.{key}": value for key, value in meta.items()}, notes
+
+
 def test_definitions_are_distinct():
     found = [json.dumps(p.definition, sort_keys=True) for p in PRE_TOKENIZERS]
     assert len(set(found)) == len(found)
@@ -184,7 +225,7 @@ def piece(text, score, kind=1):
 
 PIECES = piece("<unk>", 0, 2) + piece("<s>", 0, 3) + piece("<0x0A>", 0, 6) + piece("▁a", -1.5)
 BPE = message(2, field(3, 0, b"\x02"))
-NO_PREFIX = message(3, field(3, 0, b"\x00"))
+NO_PREFIX = message(3, field(3, 0, b"\x00") + field(4, 0, b"\x00"))
 
 
 def test_sentencepiece_model(tmp_path):
@@ -197,6 +238,29 @@ def test_sentencepiece_model(tmp_path):
     np.testing.assert_array_equal(meta["ggml.scores"], np.float32([0, 0, 0, -1.5, -1000, -1000]))
     assert meta["ggml.add_space_prefix"] is False
     assert meta["ggml.bos_token_id"] == 1
+
+
+def test_special_by_tokenizer_json_stays_special(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(PIECES + piece("<turn>", 0, 4) + BPE + NO_PREFIX)
+    added = [{"id": 4, "content": "<turn>", "special": True}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added, "model": {}}))
+    meta, _ = tokenizer_metadata(tmp_path, {}, n_vocab=5)
+    assert meta["ggml.token_type"].tolist() == [2, 3, 6, 1, 3]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        b"",  # extra whitespace is removed unless said otherwise
+        field(2, 2, b"\x02xx") + field(4, 0, b"\x00"),
+        field(4, 0, b"\x00") + field(5, 0, b"\x00"),
+    ],
+)
+def test_a_model_that_normalizes_is_refused(tmp_path, spec):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(PIECES + BPE + message(3, spec))
+    with pytest.raises(UnsupportedError, match="normalizes"):
+        sentencepiece.read(path)
 
 
 def test_a_unigram_model_is_refused(tmp_path):
@@ -238,12 +302,18 @@ def test_what_the_sentencepiece_library_writes(tmp_path):
     trainer.SentencePieceTrainer.train(
         input=str(text), model_prefix=str(tmp_path / "tokenizer"), vocab_size=300,
         model_type="bpe", byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+        normalization_rule_name="identity", remove_extra_whitespaces=False,
     )  # fmt: skip
     oracle = trainer.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     found = sentencepiece.read(tmp_path / "tokenizer.model")
     assert [p.text for p in found.pieces] == [oracle.id_to_piece(i) for i in range(len(oracle))]
     assert [p.score for p in found.pieces] == [oracle.get_score(i) for i in range(len(oracle))]
     assert found.add_dummy_prefix
+    meta, _ = tokenizer_metadata(tmp_path, {}, n_vocab=len(oracle))
+    ours = Tokenizer.from_metadata({f"tokenizer.{key}": value for key, value in meta.items()})
+    for sentence in ("en un lugar de la mancha", "mancha 日本 de  cuyo", " x", "lugar lugar\n"):
+        wanted = oracle.encode(sentence)
+        assert ours.encode(sentence, add_special=False) == wanted
     assert [i for i, p in enumerate(found.pieces) if p.type == 6] == [
         i for i in range(len(oracle)) if oracle.is_byte(i)
     ]

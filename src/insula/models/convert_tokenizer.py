@@ -218,7 +218,8 @@ def _sentencepiece(path: Path, added: list[Mapping[str, Any]], n_vocab: int) -> 
     tokens = {i: piece.text for i, piece in enumerate(model.pieces)}
     names, types = _token_list(dict(tokens), added, n_vocab)
     for i, piece in enumerate(model.pieces):
-        if piece.type != NORMAL:
+        # What SentencePiece calls user-defined, tokenizer.json may rightly call special.
+        if piece.type not in (NORMAL, USER_DEFINED) or types[i] == NORMAL:
             types[i] = piece.type
     scores = [p.score for p in model.pieces] + [-1000.0] * (n_vocab - len(model.pieces))
     return {

@@ -1,8 +1,8 @@
 """A SentencePiece model file, as far as GGUF needs it: pieces, scores, types, two settings.
 
 The file is a protocol buffer (github.com/google/sentencepiece, src/sentencepiece_model.proto).
-Only its outer fields are read; lengths are checked against the file. Unigram models are
-refused: GGUF's "llama" tokenizer merges as BPE does.
+Only its outer fields are read; lengths are checked against the file. Unigram models and those
+that normalize text are refused: GGUF's "llama" tokenizer merges as BPE does, and only that.
 """
 
 from __future__ import annotations
@@ -37,20 +37,35 @@ class SentencePieceModel:
 
 def read(path: Path) -> SentencePieceModel:
     """Read a tokenizer.model. Raises FormatError or UnsupportedError."""
-    pieces = []
-    add_dummy_prefix, model_type = True, 1
+    pieces: list[Piece] = []
+    trainer = normalizer = b""
     for field, value in _fields(path.read_bytes()):
-        if field == 1 and isinstance(value, bytes):
+        if not isinstance(value, bytes):
+            continue
+        if field == 1:
             pieces.append(_piece(value))
-        elif field == 2 and isinstance(value, bytes):
-            model_type = _number(value, 3, default=1)
-        elif field == 3 and isinstance(value, bytes):
-            add_dummy_prefix = bool(_number(value, 3, default=1))
+        elif field == 2:
+            trainer = value
+        elif field == 3:
+            normalizer = value
     if not pieces:
         raise FormatError(f"{path} holds no pieces; it is not a SentencePiece model")
+    model_type = _number(trainer, 3, default=1)
     if model_type != _BPE:
         raise UnsupportedError(f"{path} is a SentencePiece model of type {model_type}, not BPE")
-    return SentencePieceModel(pieces=tuple(pieces), add_dummy_prefix=add_dummy_prefix)
+    _refuse_normalization(path, normalizer)
+    prefix = bool(_number(normalizer, 3, default=1))
+    return SentencePieceModel(pieces=tuple(pieces), add_dummy_prefix=prefix)
+
+
+def _refuse_normalization(path: Path, spec: bytes) -> None:
+    """GGUF's "llama" tokenizer takes text as it is: no character map, no squeezing of spaces."""
+    charsmap = any(f == 2 and v for f, v in _fields(spec))
+    if charsmap or _number(spec, 4, default=1) or not _number(spec, 5, default=1):
+        raise UnsupportedError(
+            f"{path} normalizes text (a character map, or extra whitespace removed); GGUF "
+            "tokenizers of this kind do not"
+        )
 
 
 def _piece(message: bytes) -> Piece:
