@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 
 import pytest
 
-from insula.hub.catalog import CATALOG, DEFAULT_MODEL
-from insula.hub.store import ModelStore
-
-
-def find_default_model() -> Path | None:
-    """INSULA_TEST_MODEL, the user's store, or a developer's cache; checked by its digest."""
-    entry = CATALOG[DEFAULT_MODEL]
-    named = os.environ.get("INSULA_TEST_MODEL")
-    store = ModelStore()
-    for path in (
-        Path(named) if named else None,
-        store.blob_path(entry.sha256),
-        Path.home() / ".cache" / "insula-dev" / entry.file,
-    ):
-        if path is not None and path.is_file() and path.stat().st_size == entry.size:
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256:
-                    return path
-    return None
+from default_model import WHERE_TO_GET_IT, find_default_model
 
 
 @pytest.fixture(scope="session")
 def default_model() -> Path:
     path = find_default_model()
     if path is None:
-        pytest.skip("the default model is not here: insula pull smollm2:135m, or INSULA_TEST_MODEL")
+        pytest.skip(WHERE_TO_GET_IT)
     return path

@@ -71,8 +71,8 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
         "xllamacpp",
         _COMMON | {"sampling", "gpu"},
         {
-            "sampling": "seeds of at most 32 bits; the samplers' order without 'temperature' "
-            "only where temperature is above 0",
+            "sampling": "but seeds of more than 32 bits and a logit_bias of +inf",
+            "logprobs": "but nan for a token that ends inside a character",
             "logits": "llama.cpp's handler gives distributions of generated tokens alone",
             "perplexity": "needs the logits of the prompt",
             "reproducible": "llama.cpp's sums depend on batch, cache and threads",
