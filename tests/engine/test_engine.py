@@ -342,3 +342,16 @@ def test_ctrl_c_leaves_the_engine_whole() -> None:
     assert tuple(tokens) == engine().submit(Request(ids=(1, 2), params=GREEDY)).result().token_ids
     assert e.scheduler.pool.n_free + e.scheduler.pool.n_evictable == 40
     assert EOS not in tokens
+
+
+def test_a_full_context_goes_without_the_page_it_would_copy() -> None:
+    """With as many pages as one context needs there is none left to copy a tail from."""
+    e = engine(PrefixRunner(n_pages=6, page_size=4), n_ctx=24)
+    params = SamplingParams(temperature=0.0, max_tokens=1)
+    ids = tuple(range(1, 24))
+    e.submit(Request(ids=ids, params=params)).result()
+    other = (*ids[:18], 99, 98, 97, 96, 95)
+    found = e.submit(Request(ids=other, params=params)).result()
+    assert found.report.cached_tokens == 16
+    assert found.token_ids == engine().submit(Request(ids=other, params=params)).result().token_ids
+    assert e.scheduler.pool.n_free + e.scheduler.pool.n_evictable == 6
