@@ -95,8 +95,8 @@ format: $(VENV)/.dev ## put everything in the form that `make check` asks for
 	@$(BIN)/ruff format .
 	@find native -name '*.cpp' -o -name '*.h' -o -name '*.inl' | xargs $(BIN)/clang-format -i
 
-bench: native ## measure this machine with the default model
-	@$(BIN)/insula bench $(MODEL)
+bench: $(VENV)/.dev native ## this machine against llama.cpp, in turns, into docs/performance.md
+	@$(PYTHON) bench/run.py $(ARGS)
 
 wheel: $(VENV)/.oracle ## a wheel for this Python in dist/, for any Linux since glibc 2.28
 	@$(PYTHON) cmake/make_wheel.py dist

@@ -26,18 +26,22 @@ uint64_t xcr0() {
 Cpu detect() {
   Cpu c;
   uint32_t a, b, cx, d;
-  if (!__get_cpuid(1, &a, &b, &cx, &d)) return c;
+  if (!__get_cpuid(1, &a, &b, &cx, &d))
+    return c;
   const bool osxsave = cx >> 27 & 1, fma = cx >> 12 & 1, f16c = cx >> 29 & 1;
-  if (!osxsave) return c;
-  const uint64_t x = xcr0();  // what the operating system saves, not only what the CPU has
-  if (!__get_cpuid_count(7, 0, &a, &b, &cx, &d)) return c;
+  if (!osxsave)
+    return c;
+  const uint64_t x = xcr0(); // what the operating system saves, not only what the CPU has
+  if (!__get_cpuid_count(7, 0, &a, &b, &cx, &d))
+    return c;
   const uint32_t b0 = b, c0 = cx;
   c.avx2 = (x & 6) == 6 && fma && f16c && (b0 >> 5 & 1);
   const bool f512 = c.avx2 && (x & 0xe6) == 0xe6 && (b0 >> 16 & 1) && (b0 >> 17 & 1) &&
                     (b0 >> 30 & 1) && (b0 >> 31 & 1);
   c.avx512 = f512 && (c0 >> 11 & 1);
   c.vnni256 = c.avx512;
-  if (__get_cpuid_count(7, 1, &a, &b, &cx, &d)) c.avxvnni = c.avx2 && (a >> 4 & 1);
+  if (__get_cpuid_count(7, 1, &a, &b, &cx, &d))
+    c.avxvnni = c.avx2 && (a >> 4 & 1);
   return c;
 }
 
@@ -49,7 +53,7 @@ std::vector<Level> find() {
   all.push_back({"avx512", c.avx512, table_avx512(), "AVX-512 F/BW/DQ/VL/VNNI"});
 #endif
   // One level, two encodings: VEX for processors without AVX-512, EVEX for those without AVX-VNNI.
-  [[maybe_unused]] const char* vnni = "AVX-VNNI (or AVX-512 VL with VNNI)";
+  [[maybe_unused]] const char *vnni = "AVX-VNNI (or AVX-512 VL with VNNI)";
 #if defined(INSULA_HAVE_AVXVNNI) && defined(INSULA_HAVE_AVXVNNI_EVEX)
   all.push_back({"avxvnni", c.avxvnni || c.vnni256,
                  c.avxvnni ? table_avxvnni() : table_avxvnni_evex(), vnni});
@@ -72,27 +76,30 @@ std::vector<Level> find() {
 std::vector<Level> find() { return {{"scalar", true, table_scalar(), ""}}; }
 #endif
 
-}  // namespace
+} // namespace
 
-const std::vector<Level>& levels() {
+const std::vector<Level> &levels() {
   static const std::vector<Level> all = find();
   return all;
 }
 
-const KernelTable* select_level(const char* name, std::string* error) {
+const KernelTable *select_level(const char *name, std::string *error) {
   const bool any = !name || !*name;
   std::string have;
-  for (const Level& l : levels()) {
-    if (l.available && (any || !std::strcmp(l.name, name))) return l.table;
+  for (const Level &l : levels()) {
+    if (l.available && (any || !std::strcmp(l.name, name)))
+      return l.table;
     if (!any && !std::strcmp(l.name, name)) {
       *error = std::string("instruction set '") + name + "' needs " + l.missing +
                ", which this processor lacks";
     }
-    if (l.available) have += (have.empty() ? "" : ", ") + std::string(l.name);
+    if (l.available)
+      have += (have.empty() ? "" : ", ") + std::string(l.name);
   }
-  if (error->empty()) *error = std::string("unknown instruction set '") + name + "'";
+  if (error->empty())
+    *error = std::string("unknown instruction set '") + name + "'";
   *error += "; available here: " + have;
   return nullptr;
 }
 
-}  // namespace insula
+} // namespace insula

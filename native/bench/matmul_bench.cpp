@@ -12,21 +12,26 @@
 
 using namespace insula;
 
-int main(int argc, char** argv) {
-  if (argc < 4) return std::printf("usage: matmul_bench LEVEL LAYOUT M [N K]\n"), 2;
+int main(int argc, char **argv) {
+  if (argc < 4)
+    return std::printf("usage: matmul_bench LEVEL LAYOUT M [N K]\n"), 2;
   std::string error;
-  const KernelTable* t = select_level(argv[1], &error);
-  if (!t) return std::printf("%s\n", error.c_str()), 2;
+  const KernelTable *t = select_level(argv[1], &error);
+  if (!t)
+    return std::printf("%s\n", error.c_str()), 2;
   Layout l = Layout::Q4_K;
   for (int i = 0; i < kLayouts; ++i)
-    if (!std::strcmp(kLayoutInfo[i].name, argv[2])) l = static_cast<Layout>(i);
+    if (!std::strcmp(kLayoutInfo[i].name, argv[2]))
+      l = static_cast<Layout>(i);
   int M = std::atoi(argv[3]), N = argc > 4 ? std::atoi(argv[4]) : 32768;
   size_t K = argc > 5 ? static_cast<size_t>(std::atoi(argv[5])) : 2048, m = static_cast<size_t>(M);
   size_t bytes = panel_bytes(l, K) * static_cast<size_t>(N / 16);
   std::vector<uint8_t> w(bytes + 8192);
-  for (size_t i = 0; i < bytes; ++i) w[i] = static_cast<uint8_t>(i * 2654435761u >> 13 & 0x3b);
+  for (size_t i = 0; i < bytes; ++i)
+    w[i] = static_cast<uint8_t>(i * 2654435761u >> 13 & 0x3b);
   std::vector<float> x(m * K, 0.01f), y(m * static_cast<size_t>(N));
-  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 97) / 97 - 0.5f;
+  for (size_t i = 0; i < x.size(); ++i)
+    x[i] = static_cast<float>(i % 97) / 97 - 0.5f;
   const int R = M == 1 ? 1 : t->rows;
   const size_t r = static_cast<size_t>(R), n = (m + r - 1) / r * r;
   std::vector<uint32_t> q(n * K / 4), q2(n * K / 4), s(n * K / 32), s2(n * K / 256 * kSums256 + 1);
@@ -37,12 +42,13 @@ int main(int argc, char** argv) {
                     &s[tl * K / 32 * r + at]);
     t->quantize_a256(&x[i * K], K, R, &q2[tl * K / 4 * r + at], &d2[tl * K / 256 * r + at],
                      &s2[tl * K / 256 * kSums256 * r + at]);
-    for (size_t k = 0; k < K; ++k) f[tl * K * r + k * r + at] = x[i * K + k];
+    for (size_t k = 0; k < K; ++k)
+      f[tl * K * r + k * r + at] = x[i * K + k];
   }
   ActSet a;
   a.a32 = {q.data(), d.data(), s.data(), nullptr, K / 4 * r, K / 32 * r, K / 32 * r, 0};
-  a.a256 = {q2.data(), d2.data(), s2.data(), nullptr, K / 4 * r, K / 256 * r,
-            K / 256 * kSums256 * r, 0};
+  a.a256 = {
+      q2.data(), d2.data(), s2.data(), nullptr, K / 4 * r, K / 256 * r, K / 256 * kSums256 * r, 0};
   a.f32 = {nullptr, nullptr, nullptr, f.data(), 0, 0, 0, K * r};
   a.R = R;
   auto half = [&](int first, int count) {
@@ -63,5 +69,6 @@ int main(int argc, char** argv) {
     best = s1 < best ? s1 : best;
   }
   std::printf("%s %s M=%d: %.3f ms  %.1f GB/s  %.0f GOPS\n", t->name, argv[2], M, best * 1e3,
-              static_cast<double>(bytes) / best / 1e9, 2.0 * M * N * static_cast<double>(K) / best / 1e9);
+              static_cast<double>(bytes) / best / 1e9,
+              2.0 * M * N * static_cast<double>(K) / best / 1e9);
 }

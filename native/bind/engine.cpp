@@ -23,62 +23,84 @@ using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Doubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-OpKind kind_of(const std::string& s) {
-  static constexpr const char* names[] = {"Embed", "Norm", "Linear", "Rope",  "Attention",
+OpKind kind_of(const std::string &s) {
+  static constexpr const char *names[] = {"Embed", "Norm", "Linear", "Rope",  "Attention",
                                           "Glu",   "Add",  "Scale",  "Logits"};
   for (int i = 0; i < 9; ++i)
-    if (s == names[i]) return static_cast<OpKind>(i);
+    if (s == names[i])
+      return static_cast<OpKind>(i);
   throw std::invalid_argument("unknown op '" + s + "'");
 }
 
-Op op_of(const nb::dict& d) {
+Op op_of(const nb::dict &d) {
   Op o;
   for (auto [key, value] : d) {
     const std::string k = nb::cast<std::string>(key);
     auto i = [&] { return nb::cast<int>(value); };
     auto f = [&] { return nb::cast<float>(value); };
-    if (k == "kind") o.kind = kind_of(nb::cast<std::string>(value));
-    else if (k == "dst") o.dst = i();
-    else if (k == "src") o.src = i();
-    else if (k == "k") o.k = i();
-    else if (k == "v") o.v = i();
-    else if (k == "weight") o.weight = i();
-    else if (k == "bias") o.bias = i();
-    else if (k == "heads") o.heads = i();
-    else if (k == "kv_heads") o.kv_heads = i();
-    else if (k == "head_dim") o.head_dim = i();
-    else if (k == "slot") o.slot = i();
-    else if (k == "window") o.window = i();
-    else if (k == "freqs") o.freqs = i();
-    else if (k == "act") o.act = i();
-    else if (k == "layer_norm") o.layer_norm = nb::cast<bool>(value);
-    else if (k == "neox") o.neox = nb::cast<bool>(value);
-    else if (k == "eps") o.eps = f();
-    else if (k == "scale") o.scale = f();
-    else if (k == "softcap") o.softcap = f();
-    else if (k == "mscale") o.mscale = f();
-    else throw std::invalid_argument("unknown key '" + k + "' in an op");
+    if (k == "kind")
+      o.kind = kind_of(nb::cast<std::string>(value));
+    else if (k == "dst")
+      o.dst = i();
+    else if (k == "src")
+      o.src = i();
+    else if (k == "k")
+      o.k = i();
+    else if (k == "v")
+      o.v = i();
+    else if (k == "weight")
+      o.weight = i();
+    else if (k == "bias")
+      o.bias = i();
+    else if (k == "heads")
+      o.heads = i();
+    else if (k == "kv_heads")
+      o.kv_heads = i();
+    else if (k == "head_dim")
+      o.head_dim = i();
+    else if (k == "slot")
+      o.slot = i();
+    else if (k == "window")
+      o.window = i();
+    else if (k == "freqs")
+      o.freqs = i();
+    else if (k == "act")
+      o.act = i();
+    else if (k == "layer_norm")
+      o.layer_norm = nb::cast<bool>(value);
+    else if (k == "neox")
+      o.neox = nb::cast<bool>(value);
+    else if (k == "eps")
+      o.eps = f();
+    else if (k == "scale")
+      o.scale = f();
+    else if (k == "softcap")
+      o.softcap = f();
+    else if (k == "mscale")
+      o.mscale = f();
+    else
+      throw std::invalid_argument("unknown key '" + k + "' in an op");
   }
   return o;
 }
 
 using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
-Logits step(Model& m, Ints tokens, Ints positions, Ints rows, std::vector<Ints> tables,
-                Ints logit_rows) {
+Logits step(Model &m, Ints tokens, Ints positions, Ints rows, std::vector<Ints> tables,
+            Ints logit_rows) {
   if (positions.shape(0) != tokens.shape(0) || rows.shape(0) != tokens.shape(0))
     throw std::invalid_argument("tokens, positions and rows differ in length");
   insula::Batch b;
   b.tokens = tokens.data(), b.positions = positions.data(), b.rows = rows.data();
   b.T = static_cast<int>(tokens.shape(0));
-  for (const Ints& t : tables) {
+  for (const Ints &t : tables) {
     b.tables.push_back(t.data());
     b.table_sizes.push_back(static_cast<int>(t.shape(0)));
   }
   b.logit_rows = logit_rows.data(), b.R = static_cast<int>(logit_rows.shape(0));
   const size_t R = logit_rows.shape(0), V = static_cast<size_t>(m.n_vocab());
-  float* out = new float[R * V + 1];
-  nb::capsule owner(out, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  float *out = new float[R * V + 1];
+  nb::capsule owner(out, [](void *p) noexcept { delete[] static_cast<float *>(p); });
   {
     nb::gil_scoped_release release;
     m.step(b, out);
@@ -86,37 +108,38 @@ Logits step(Model& m, Ints tokens, Ints positions, Ints rows, std::vector<Ints> 
   return Logits(out, {R, V}, owner);
 }
 
-}  // namespace
+} // namespace
 
-void bind_engine(nb::module_& m) {
+void bind_engine(nb::module_ &m) {
   nb::class_<Model>(m, "Model", "A packed model: weights, a program of ops, pages of state.")
-      .def(nb::init<const std::string&, int>(), nb::arg("isa") = "", nb::arg("threads") = 0)
+      .def(nb::init<const std::string &, int>(), nb::arg("isa") = "", nb::arg("threads") = 0)
       .def(
           "add_weight",
-          [](Model& self, int type, int rows, int cols, Bytes data, bool drop) {
+          [](Model &self, int type, int rows, int cols, Bytes data, bool drop) {
             nb::gil_scoped_release release;
             return self.add_weight(type, rows, cols, data.data(), data.shape(0), drop);
           },
           nb::arg("type"), nb::arg("rows"), nb::arg("cols"), nb::arg("data"), nb::arg("drop"))
       .def("add_vector",
-           [](Model& self, Floats v) { return self.add_vector(v.data(), v.shape(0)); })
-      .def("add_freqs",
-           [](Model& self, Doubles v) { return self.add_freqs(v.data(), v.shape(0)); })
-      .def("set_program",
-           [](Model& self, const nb::list& ops, std::vector<int> widths,
-              const std::vector<std::vector<int>>& slots) {
-             std::vector<Op> list;
-             for (nb::handle h : ops) list.push_back(op_of(nb::cast<nb::dict>(h)));
-             std::vector<insula::Slot> s;
-             for (const auto& t : slots) {
-               if (t.size() != 2) throw std::invalid_argument("a slot is (kv_heads, head_dim)");
-               s.push_back({t[0], t[1]});
-             }
-             self.set_program(std::move(list), std::move(widths), std::move(s));
-           },
-           nb::arg("ops"), nb::arg("widths"), nb::arg("slots"))
-      .def("allocate", &Model::allocate, nb::arg("n_pages"), nb::arg("kv_f32"),
-           nb::arg("max_rows"))
+           [](Model &self, Floats v) { return self.add_vector(v.data(), v.shape(0)); })
+      .def("add_freqs", [](Model &self, Doubles v) { return self.add_freqs(v.data(), v.shape(0)); })
+      .def(
+          "set_program",
+          [](Model &self, const nb::list &ops, std::vector<int> widths,
+             const std::vector<std::vector<int>> &slots) {
+            std::vector<Op> list;
+            for (nb::handle h : ops)
+              list.push_back(op_of(nb::cast<nb::dict>(h)));
+            std::vector<insula::Slot> s;
+            for (const auto &t : slots) {
+              if (t.size() != 2)
+                throw std::invalid_argument("a slot is (kv_heads, head_dim)");
+              s.push_back({t[0], t[1]});
+            }
+            self.set_program(std::move(list), std::move(widths), std::move(s));
+          },
+          nb::arg("ops"), nb::arg("widths"), nb::arg("slots"))
+      .def("allocate", &Model::allocate, nb::arg("n_pages"), nb::arg("kv_f32"), nb::arg("max_rows"))
       .def("step", &step, nb::arg("tokens"), nb::arg("positions"), nb::arg("rows"),
            nb::arg("tables"), nb::arg("logit_rows"),
            "One forward pass: float32 [len(logit_rows), n_vocab].")
@@ -131,14 +154,16 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("kernel_calls", &Model::kernel_calls)
       .def_prop_ro("phases", &Model::phases);
 
-  m.def("isa_levels",
-        [] {
-          std::vector<std::string> out;
-          for (const auto& l : insula::levels())
-            if (l.available) out.push_back(l.name);
-          return out;
-        },
-        "Instruction-set levels that this processor can run, the fastest first.");
+  m.def(
+      "isa_levels",
+      [] {
+        std::vector<std::string> out;
+        for (const auto &l : insula::levels())
+          if (l.available)
+            out.push_back(l.name);
+        return out;
+      },
+      "Instruction-set levels that this processor can run, the fastest first.");
   m.def("cpu_info", [] {
     const insula::Topology t = insula::topology();
     nb::dict d;
@@ -149,17 +174,19 @@ void bind_engine(nb::module_& m) {
     d["quota"] = t.quota;
     d["threads"] = t.threads;
     nb::dict levels;
-    for (const auto& l : insula::levels()) levels[l.name] = l.available;
+    for (const auto &l : insula::levels())
+      levels[l.name] = l.available;
     d["levels"] = levels;
     return d;
   });
-  m.def("measure_bandwidth",
-        [](int threads, int megabytes) {
-          if (threads < 1 || threads > 1024 || megabytes < 1)
-            throw std::invalid_argument("threads must be 1..1024 and megabytes positive");
-          nb::gil_scoped_release release;
-          return insula::read_bandwidth(threads, static_cast<size_t>(megabytes));
-        },
-        nb::arg("threads"), nb::arg("megabytes"),
-        "GB/s that the threads read together, with software prefetch: the limit of decoding.");
+  m.def(
+      "measure_bandwidth",
+      [](int threads, int megabytes) {
+        if (threads < 1 || threads > 1024 || megabytes < 1)
+          throw std::invalid_argument("threads must be 1..1024 and megabytes positive");
+        nb::gil_scoped_release release;
+        return insula::read_bandwidth(threads, static_cast<size_t>(megabytes));
+      },
+      nb::arg("threads"), nb::arg("megabytes"),
+      "GB/s that the threads read together, with software prefetch: the limit of decoding.");
 }

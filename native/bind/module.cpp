@@ -3,11 +3,11 @@
 
 namespace nb = nanobind;
 
-void bind_quants(nb::module_& m);
-void bind_mapping(nb::module_& m);
-void bind_tokenizer(nb::module_& m);
-void bind_sampling(nb::module_& m);
-void bind_engine(nb::module_& m);
+void bind_quants(nb::module_ &m);
+void bind_mapping(nb::module_ &m);
+void bind_tokenizer(nb::module_ &m);
+void bind_sampling(nb::module_ &m);
+void bind_engine(nb::module_ &m);
 
 NB_MODULE(_native, m) {
   m.doc() = "Insula's compiled core.";

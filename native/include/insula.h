@@ -17,8 +17,8 @@ enum class OpKind : uint8_t { Embed, Norm, Linear, Rope, Attention, Glu, Add, Sc
 // One op of models/graph.py. Buffers, weights, vectors and frequency tables are indices; -1: none.
 struct Op {
   OpKind kind = OpKind::Embed;
-  int dst = -1, src = -1, k = -1, v = -1;  // Glu: src gate, k up. Attention: src q. Rope: dst
-  int weight = -1, bias = -1;              // Norm: both vectors; Linear: weight, and bias a vector
+  int dst = -1, src = -1, k = -1, v = -1; // Glu: src gate, k up. Attention: src q. Rope: dst
+  int weight = -1, bias = -1;             // Norm: both vectors; Linear: weight, and bias a vector
   int heads = 1, kv_heads = 1, head_dim = 0, slot = -1, window = 0;
   int freqs = -1, act = 0;
   bool layer_norm = false, neox = false;
@@ -30,51 +30,51 @@ struct Slot {
 };
 
 struct Batch {
-  const int32_t* tokens = nullptr;     // T
-  const int32_t* positions = nullptr;  // T
-  const int32_t* rows = nullptr;       // T: which table token t belongs to
+  const int32_t *tokens = nullptr;    // T
+  const int32_t *positions = nullptr; // T
+  const int32_t *rows = nullptr;      // T: which table token t belongs to
   int T = 0;
-  std::vector<const int32_t*> tables;  // page ids of each sequence
+  std::vector<const int32_t *> tables; // page ids of each sequence
   std::vector<int> table_sizes;
-  const int32_t* logit_rows = nullptr;  // R: indices into T
+  const int32_t *logit_rows = nullptr; // R: indices into T
   int R = 0;
 };
 
 class Model {
- public:
+public:
   // isa: a level's name or empty for the best one. threads: 0 for the machine's choice.
-  Model(const std::string& isa, int threads);
+  Model(const std::string &isa, int threads);
   ~Model();
-  Model(const Model&) = delete;
-  Model& operator=(const Model&) = delete;
+  Model(const Model &) = delete;
+  Model &operator=(const Model &) = delete;
 
   // Packs a matrix [rows, cols] of GGUF type `type` from file order; returns its index.
   // drop: `data` lies in a file mapping whose pages may be given back once read.
-  int add_weight(int type, int rows, int cols, const uint8_t* data, size_t bytes, bool drop);
-  int add_vector(const float* data, size_t n);
-  int add_freqs(const double* data, size_t n);
+  int add_weight(int type, int rows, int cols, const uint8_t *data, size_t bytes, bool drop);
+  int add_vector(const float *data, size_t n);
+  int add_freqs(const double *data, size_t n);
   // Checks every index and width, then fuses what it knows. Called once.
   void set_program(std::vector<Op> ops, std::vector<int> widths, std::vector<Slot> slots);
   // Address space for `n` pages of 64 tokens; memory is used when a page is first written.
   void allocate(int n_pages, bool kv_f32, int max_rows);
 
   // logits: R x n_vocab float32.
-  void step(const Batch& batch, float* logits);
+  void step(const Batch &batch, float *logits);
   void copy_page(int from, int to);
 
   int n_vocab() const;
   int n_pages() const;
   int max_rows() const;
   int threads() const;
-  const char* isa() const;
+  const char *isa() const;
   size_t page_bytes() const;
   size_t weight_bytes() const;
   uint64_t kernel_calls() const;
   int phases() const;
 
- private:
+private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace insula
+} // namespace insula

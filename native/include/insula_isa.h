@@ -8,17 +8,17 @@ namespace insula {
 struct KernelTable;
 
 struct Level {
-  const char* name;
+  const char *name;
   bool available;
-  const KernelTable* table;
-  std::string missing;  // what the processor lacks, for messages
+  const KernelTable *table;
+  std::string missing; // what the processor lacks, for messages
 };
 
 // Every level of this build, the fastest first.
-const std::vector<Level>& levels();
+const std::vector<Level> &levels();
 
 // The table for `name`, or for nullptr/"" the fastest available one.
 // On failure returns nullptr and says in `error` what was found and what is allowed.
-const KernelTable* select_level(const char* name, std::string* error);
+const KernelTable *select_level(const char *name, std::string *error);
 
-}  // namespace insula
+} // namespace insula

@@ -3,8 +3,8 @@
 #include "../kernels/all.inl"
 
 namespace insula {
-const KernelTable* table_avx2() {
+const KernelTable *table_avx2() {
   static constexpr KernelTable table = make_table("avx2");
   return &table;
 }
-}  // namespace insula
+} // namespace insula

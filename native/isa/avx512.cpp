@@ -3,8 +3,8 @@
 #include "../kernels/all.inl"
 
 namespace insula {
-const KernelTable* table_avx512() {
+const KernelTable *table_avx512() {
   static constexpr KernelTable table = make_table("avx512");
   return &table;
 }
-}  // namespace insula
+} // namespace insula

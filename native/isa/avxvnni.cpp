@@ -4,8 +4,8 @@
 #include "../kernels/all.inl"
 
 namespace insula {
-const KernelTable* table_avxvnni() {
+const KernelTable *table_avxvnni() {
   static constexpr KernelTable table = make_table("avxvnni");
   return &table;
 }
-}  // namespace insula
+} // namespace insula

@@ -4,8 +4,8 @@
 #include "../kernels/all.inl"
 
 namespace insula {
-const KernelTable* table_avxvnni_evex() {
+const KernelTable *table_avxvnni_evex() {
   static constexpr KernelTable table = make_table("avxvnni");
   return &table;
 }
-}  // namespace insula
+} // namespace insula

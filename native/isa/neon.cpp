@@ -3,8 +3,8 @@
 #include "../kernels/all.inl"
 
 namespace insula {
-const KernelTable* table_neon() {
+const KernelTable *table_neon() {
   static constexpr KernelTable table = make_table("neon");
   return &table;
 }
-}  // namespace insula
+} // namespace insula

@@ -3,8 +3,8 @@
 #include "../kernels/all.inl"
 
 namespace insula {
-const KernelTable* table_scalar() {
+const KernelTable *table_scalar() {
   static constexpr KernelTable table = make_table("scalar");
   return &table;
 }
-}  // namespace insula
+} // namespace insula

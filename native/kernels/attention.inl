@@ -13,47 +13,48 @@ using insula::kPageTokens;
 
 template <bool f32> struct KV {
   using T = uint16_t;
-  static V::F load(const T* p) { return V::load_h(p); }
-  static void store(T* p, V::F v) { V::store_h(p, v); }
+  static V::F load(const T *p) { return V::load_h(p); }
+  static void store(T *p, V::F v) { V::store_h(p, v); }
 };
 template <> struct KV<true> {
   using T = float;
-  static V::F load(const T* p) { return V::loadf(p); }
-  static void store(T* p, V::F v) { V::storef(p, v); }
+  static V::F load(const T *p) { return V::loadf(p); }
+  static void store(T *p, V::F v) { V::storef(p, v); }
 };
 
-template <bool f32>
-void store_kv_t(const float* k, const float* v, int hd, int at, uint8_t* page) {
+template <bool f32> void store_kv_t(const float *k, const float *v, int hd, int at, uint8_t *page) {
   using T = typename KV<f32>::T;
-  T* kp = reinterpret_cast<T*>(page) + static_cast<size_t>(at / 16 * hd * 16 + at % 16);
-  T* vp = reinterpret_cast<T*>(page) + static_cast<size_t>(kPageTokens * hd) +
+  T *kp = reinterpret_cast<T *>(page) + static_cast<size_t>(at / 16 * hd * 16 + at % 16);
+  T *vp = reinterpret_cast<T *>(page) + static_cast<size_t>(kPageTokens * hd) +
           static_cast<size_t>(at * insula::pad16(hd));
   for (int i = 0; i < hd; i += V::W) {
     int c = hd - i < V::W ? hd - i : V::W;
     T t[V::W];
     KV<f32>::store(t, load_n(k + i, c));
-    for (int j = 0; j < c; ++j) kp[(i + j) * 16] = t[j];
+    for (int j = 0; j < c; ++j)
+      kp[(i + j) * 16] = t[j];
     KV<f32>::store(t, load_n(v + i, c));
-    for (int j = 0; j < c; ++j) vp[i + j] = t[j];
+    for (int j = 0; j < c; ++j)
+      vp[i + j] = t[j];
   }
 }
 
-void store_kv(const float* k, const float* v, int hd, int at, bool f32, uint8_t* page) {
+void store_kv(const float *k, const float *v, int hd, int at, bool f32, uint8_t *page) {
   f32 ? store_kv_t<true>(k, v, hd, at, page) : store_kv_t<false>(k, v, hd, at, page);
 }
 
 // Scores of Q queries against 16*P positions starting at `g` (in groups of 16).
-template <bool f32, int Q, int P>
-inline void score_tile(const AttnChunk& c, int q0, int g) {
+template <bool f32, int Q, int P> inline void score_tile(const AttnChunk &c, int q0, int g) {
   using T = typename KV<f32>::T;
   V::F acc[Q][P][HL];
-  const T* kp[P];
+  const T *kp[P];
   for (int p = 0; p < P; ++p)
-    kp[p] = reinterpret_cast<const T*>(c.pages[(g + p) / 4]) +
+    kp[p] = reinterpret_cast<const T *>(c.pages[(g + p) / 4]) +
             static_cast<size_t>((g + p) % 4 * c.head_dim * 16);
   for (int q = 0; q < Q; ++q)
     for (int p = 0; p < P; ++p)
-      for (int h = 0; h < HL; ++h) acc[q][p][h] = V::set1(0.0f);
+      for (int h = 0; h < HL; ++h)
+        acc[q][p][h] = V::set1(0.0f);
   for (int d = 0; d < c.head_dim; ++d)
     for (int p = 0; p < P; ++p)
       for (int h = 0; h < HL; ++h) {
@@ -68,24 +69,27 @@ inline void score_tile(const AttnChunk& c, int q0, int g) {
                   V::mul(acc[q][p][h], V::set1(c.scale)));
 }
 
-template <bool f32, int Q> inline void score_rows(const AttnChunk& c, int q0, int g0, int g1) {
+template <bool f32, int Q> inline void score_rows(const AttnChunk &c, int q0, int g0, int g1) {
   constexpr int P = HL == 1 ? 2 : 1;
   int g = g0;
-  for (; g + P <= g1; g += P) score_tile<f32, Q, P>(c, q0, g);
-  for (; g < g1; ++g) score_tile<f32, Q, 1>(c, q0, g);
+  for (; g + P <= g1; g += P)
+    score_tile<f32, Q, P>(c, q0, g);
+  for (; g < g1; ++g)
+    score_tile<f32, Q, 1>(c, q0, g);
 }
 
 // o[d] += w[pos] * v[pos][d] for Q queries and D registers-of-16 of dimensions.
 template <bool f32, int Q, int D>
-inline void value_tile(const AttnChunk& c, int q0, int d0, int lo, int hi, int hp) {
+inline void value_tile(const AttnChunk &c, int q0, int d0, int lo, int hi, int hp) {
   using T = typename KV<f32>::T;
   V::F acc[Q][D][HL];
   for (int q = 0; q < Q; ++q)
     for (int d = 0; d < D; ++d)
-      for (int h = 0; h < HL; ++h) acc[q][d][h] = V::set1(0.0f);
+      for (int h = 0; h < HL; ++h)
+        acc[q][d][h] = V::set1(0.0f);
   const size_t keys = static_cast<size_t>(kPageTokens * c.head_dim);
   for (int i = lo; i < hi; ++i) {
-    const T* v = reinterpret_cast<const T*>(c.pages[i / kPageTokens]) + keys +
+    const T *v = reinterpret_cast<const T *>(c.pages[i / kPageTokens]) + keys +
                  static_cast<size_t>(i % kPageTokens * hp + d0);
     for (int d = 0; d < D; ++d)
       for (int h = 0; h < HL; ++h) {
@@ -100,46 +104,59 @@ inline void value_tile(const AttnChunk& c, int q0, int d0, int lo, int hi, int h
         V::storef(c.o + static_cast<size_t>((q0 + q) * hp + d0 + d * 16 + h * V::W), acc[q][d][h]);
 }
 
-template <bool f32, int Q> inline void value_rows(const AttnChunk& c, int q0, int lo, int hi) {
+template <bool f32, int Q> inline void value_rows(const AttnChunk &c, int q0, int lo, int hi) {
   constexpr int D = HL == 1 ? 4 : HL == 2 ? 1 : 1;
   const int hp = insula::pad16(c.head_dim);
   int d = 0;
-  for (; d + 16 * D <= hp; d += 16 * D) value_tile<f32, Q, D>(c, q0, d, lo, hi, hp);
-  for (; d < hp; d += 16) value_tile<f32, Q, 1>(c, q0, d, lo, hi, hp);
+  for (; d + 16 * D <= hp; d += 16 * D)
+    value_tile<f32, Q, D>(c, q0, d, lo, hi, hp);
+  for (; d < hp; d += 16)
+    value_tile<f32, Q, 1>(c, q0, d, lo, hi, hp);
 }
 
 // Scores become weights exp(score - max) in place; outside [lo, hi) they become zero.
-inline void softmax_row(const AttnChunk& c, int q) {
-  float* s = c.scores + q * kAttnChunk;
+inline void softmax_row(const AttnChunk &c, int q) {
+  float *s = c.scores + q * kAttnChunk;
   const int lo = c.lo[q], hi = c.hi[q];
   if (lo >= hi) {
-    for (int i = 0; i < kAttnChunk; ++i) s[i] = 0.0f;
+    for (int i = 0; i < kAttnChunk; ++i)
+      s[i] = 0.0f;
     c.m[q] = -__builtin_inff();
     c.l[q] = 0.0f;
     return;
   }
-  if (c.softcap > 0.0f) softcap(s + lo, static_cast<size_t>(hi - lo), c.softcap);
+  if (c.softcap > 0.0f)
+    softcap(s + lo, static_cast<size_t>(hi - lo), c.softcap);
   float m = s[lo];
-  for (int i = lo + 1; i < hi; ++i) m = m > s[i] ? m : s[i];
+  for (int i = lo + 1; i < hi; ++i)
+    m = m > s[i] ? m : s[i];
   const int a = lo / kLanes * kLanes, b = (hi + kLanes - 1) / kLanes * kLanes;
-  for (int i = a; i < lo; ++i) s[i] = -__builtin_inff();
-  for (int i = hi; i < b; ++i) s[i] = -__builtin_inff();
+  for (int i = a; i < lo; ++i)
+    s[i] = -__builtin_inff();
+  for (int i = hi; i < b; ++i)
+    s[i] = -__builtin_inff();
   V::F acc[HL];
-  for (int h = 0; h < HL; ++h) acc[h] = V::set1(0.0f);
+  for (int h = 0; h < HL; ++h)
+    acc[h] = V::set1(0.0f);
   for (int i = a; i < b; i += kLanes) {
     for (int h = 0; h < HL; ++h)
       V::storef(s + i + h * V::W, exp_v(V::sub(V::loadf(s + i + h * V::W), V::set1(m))));
-    for (int k = i; k < lo && k < i + kLanes; ++k) s[k] = 0.0f;
-    for (int k = hi > i ? hi : i; k < i + kLanes; ++k) s[k] = 0.0f;
-    for (int h = 0; h < HL; ++h) acc[h] = V::add(acc[h], V::loadf(s + i + h * V::W));
+    for (int k = i; k < lo && k < i + kLanes; ++k)
+      s[k] = 0.0f;
+    for (int k = hi > i ? hi : i; k < i + kLanes; ++k)
+      s[k] = 0.0f;
+    for (int h = 0; h < HL; ++h)
+      acc[h] = V::add(acc[h], V::loadf(s + i + h * V::W));
   }
-  for (int i = 0; i < a; ++i) s[i] = 0.0f;
-  for (int i = b; i < kAttnChunk; ++i) s[i] = 0.0f;
+  for (int i = 0; i < a; ++i)
+    s[i] = 0.0f;
+  for (int i = b; i < kAttnChunk; ++i)
+    s[i] = 0.0f;
   c.m[q] = m;
   c.l[q] = sum_lanes(acc);
 }
 
-template <bool f32> void attention_t(const AttnChunk& c) {
+template <bool f32> void attention_t(const AttnChunk &c) {
   constexpr int QT = 4;
   for (int q0 = 0; q0 < c.n; q0 += QT) {
     const int Q = c.n - q0 < QT ? c.n - q0 : QT;
@@ -151,24 +168,43 @@ template <bool f32> void attention_t(const AttnChunk& c) {
       }
     const int g0 = lo / 16, g1 = (hi + 15) / 16;
     switch (lo < hi ? Q : 0) {
-      case 1: score_rows<f32, 1>(c, q0, g0, g1); break;
-      case 2: score_rows<f32, 2>(c, q0, g0, g1); break;
-      case 3: score_rows<f32, 3>(c, q0, g0, g1); break;
-      case 4: score_rows<f32, 4>(c, q0, g0, g1); break;
-      default: break;
+    case 1:
+      score_rows<f32, 1>(c, q0, g0, g1);
+      break;
+    case 2:
+      score_rows<f32, 2>(c, q0, g0, g1);
+      break;
+    case 3:
+      score_rows<f32, 3>(c, q0, g0, g1);
+      break;
+    case 4:
+      score_rows<f32, 4>(c, q0, g0, g1);
+      break;
+    default:
+      break;
     }
-    for (int q = q0; q < q0 + Q; ++q) softmax_row(c, q);
-    if (lo >= hi) lo = hi = 0;
+    for (int q = q0; q < q0 + Q; ++q)
+      softmax_row(c, q);
+    if (lo >= hi)
+      lo = hi = 0;
     switch (Q) {
-      case 1: value_rows<f32, 1>(c, q0, lo, hi); break;
-      case 2: value_rows<f32, 2>(c, q0, lo, hi); break;
-      case 3: value_rows<f32, 3>(c, q0, lo, hi); break;
-      default: value_rows<f32, 4>(c, q0, lo, hi); break;
+    case 1:
+      value_rows<f32, 1>(c, q0, lo, hi);
+      break;
+    case 2:
+      value_rows<f32, 2>(c, q0, lo, hi);
+      break;
+    case 3:
+      value_rows<f32, 3>(c, q0, lo, hi);
+      break;
+    default:
+      value_rows<f32, 4>(c, q0, lo, hi);
+      break;
     }
   }
 }
 
-void attention(const AttnChunk& c) { c.kv_f32 ? attention_t<true>(c) : attention_t<false>(c); }
+void attention(const AttnChunk &c) { c.kv_f32 ? attention_t<true>(c) : attention_t<false>(c); }
 
 inline float exp_1(float x) {
   float t[V::W];
@@ -177,13 +213,15 @@ inline float exp_1(float x) {
 }
 
 // (m, l, o) of positions before, merged with (m2, l2, o2) of the next chunk.
-void attn_merge(float* m, float* l, float* o, const float* m2, const float* l2, const float* o2,
+void attn_merge(float *m, float *l, float *o, const float *m2, const float *l2, const float *o2,
                 int hd) {
-  if (*m2 == -__builtin_inff()) return;
+  if (*m2 == -__builtin_inff())
+    return;
   const int hp = insula::pad16(hd);
   if (*m == -__builtin_inff()) {
     *m = *m2, *l = *l2;
-    for (int i = 0; i < hp; ++i) o[i] = o2[i];
+    for (int i = 0; i < hp; ++i)
+      o[i] = o2[i];
     return;
   }
   const float top = *m > *m2 ? *m : *m2;
@@ -194,11 +232,11 @@ void attn_merge(float* m, float* l, float* o, const float* m2, const float* l2, 
   *m = top;
 }
 
-void attn_finish(const float* l, const float* o, int hd, float* out) {
+void attn_finish(const float *l, const float *o, int hd, float *out) {
   for (int i = 0; i < hd; i += V::W) {
     int c = hd - i < V::W ? hd - i : V::W;
     store_n(out + i, V::div(V::loadf(o + i), V::set1(*l)), c);
   }
 }
 
-}  // namespace
+} // namespace

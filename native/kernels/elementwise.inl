@@ -8,17 +8,21 @@ constexpr int HL = kLanes / V::W;
 // ((l0+l8)+(l4+l12)) + ... : one tree for every sum over lanes.
 inline float sum_lanes(const V::F acc[HL]) {
   alignas(64) float l[kLanes];
-  for (int h = 0; h < HL; ++h) V::storef(l + h * V::W, acc[h]);
+  for (int h = 0; h < HL; ++h)
+    V::storef(l + h * V::W, acc[h]);
   for (int s = 8; s; s >>= 1)
-    for (int i = 0; i < s; ++i) l[i] += l[i + s];
+    for (int i = 0; i < s; ++i)
+      l[i] += l[i + s];
   return l[0];
 }
 
 inline float max_lanes(const V::F acc[HL]) {
   alignas(64) float l[kLanes];
-  for (int h = 0; h < HL; ++h) V::storef(l + h * V::W, acc[h]);
+  for (int h = 0; h < HL; ++h)
+    V::storef(l + h * V::W, acc[h]);
   for (int s = 8; s; s >>= 1)
-    for (int i = 0; i < s; ++i) l[i] = l[i] > l[i + s] ? l[i] : l[i + s];
+    for (int i = 0; i < s; ++i)
+      l[i] = l[i] > l[i + s] ? l[i] : l[i + s];
   return l[0];
 }
 
@@ -46,7 +50,8 @@ inline V::F sigmoid_v(V::F x) {
 
 // gelu's tanh form is x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
 inline V::F act_v(V::F x, int act) {
-  if (act == 0) return V::mul(x, sigmoid_v(x));
+  if (act == 0)
+    return V::mul(x, sigmoid_v(x));
   V::F x3 = V::mul(V::mul(x, x), x);
   V::F u = V::fma(V::set1(0.044715f), x3, x);
   return V::mul(x, sigmoid_v(V::mul(V::set1(1.5957691216057308f), u)));
@@ -55,29 +60,35 @@ inline V::F act_v(V::F x, int act) {
 // n floats in steps of a register; the tail goes through a padded copy, so that lanes agree.
 template <class Fn> inline void each(size_t n, Fn f) {
   size_t i = 0;
-  for (; i + V::W <= n; i += V::W) f(i, V::W);
-  if (i < n) f(i, static_cast<int>(n - i));
+  for (; i + V::W <= n; i += V::W)
+    f(i, V::W);
+  if (i < n)
+    f(i, static_cast<int>(n - i));
 }
-inline V::F load_n(const float* p, int n) {
-  if (n == V::W) return V::loadf(p);
+inline V::F load_n(const float *p, int n) {
+  if (n == V::W)
+    return V::loadf(p);
   float t[V::W] = {};
-  for (int i = 0; i < n; ++i) t[i] = p[i];
+  for (int i = 0; i < n; ++i)
+    t[i] = p[i];
   return V::loadf(t);
 }
-inline void store_n(float* p, V::F v, int n) {
-  if (n == V::W) return V::storef(p, v);
+inline void store_n(float *p, V::F v, int n) {
+  if (n == V::W)
+    return V::storef(p, v);
   float t[V::W];
   V::storef(t, v);
-  for (int i = 0; i < n; ++i) p[i] = t[i];
+  for (int i = 0; i < n; ++i)
+    p[i] = t[i];
 }
 
-void glu(const float* gate, const float* up, size_t n, int act, float* y) {
+void glu(const float *gate, const float *up, size_t n, int act, float *y) {
   each(n, [&](size_t i, int c) {
     store_n(y + i, V::mul(act_v(load_n(gate + i, c), act), load_n(up + i, c)), c);
   });
 }
 
-void softcap(float* x, size_t n, float cap) {
+void softcap(float *x, size_t n, float cap) {
   each(n, [&](size_t i, int c) {
     V::F s = sigmoid_v(V::mul(load_n(x + i, c), V::set1(2.0f / cap)));
     store_n(x + i, V::mul(V::set1(cap), V::fms(V::set1(2.0f), s, V::set1(1.0f))), c);
@@ -86,18 +97,20 @@ void softcap(float* x, size_t n, float cap) {
 
 template <class Fn> inline float sum_over(size_t n, Fn term) {
   V::F acc[HL];
-  for (int h = 0; h < HL; ++h) acc[h] = V::set1(0.0f);
+  for (int h = 0; h < HL; ++h)
+    acc[h] = V::set1(0.0f);
   for (size_t i = 0; i < n; i += kLanes)
     for (int h = 0; h < HL; ++h) {
       size_t at = i + static_cast<size_t>(h * V::W);
-      if (at >= n) break;
+      if (at >= n)
+        break;
       int c = n - at < static_cast<size_t>(V::W) ? static_cast<int>(n - at) : V::W;
       acc[h] = term(at, c, acc[h]);
     }
   return sum_lanes(acc);
 }
 
-void rms_norm(const float* x, const float* w, size_t n, float eps, float* y) {
+void rms_norm(const float *x, const float *w, size_t n, float eps, float *y) {
   float ss = sum_over(n, [&](size_t i, int c, V::F acc) {
     V::F v = load_n(x + i, c);
     return V::fma(v, v, acc);
@@ -108,12 +121,13 @@ void rms_norm(const float* x, const float* w, size_t n, float eps, float* y) {
   });
 }
 
-void layer_norm(const float* x, const float* w, const float* b, size_t n, float eps, float* y) {
-  float mean = sum_over(n, [&](size_t i, int c, V::F acc) {
-                 return V::add(acc, load_n(x + i, c));
-               }) / static_cast<float>(n);
+void layer_norm(const float *x, const float *w, const float *b, size_t n, float eps, float *y) {
+  float mean =
+      sum_over(n, [&](size_t i, int c, V::F acc) { return V::add(acc, load_n(x + i, c)); }) /
+      static_cast<float>(n);
   alignas(64) float pad[V::W];
-  for (int i = 0; i < V::W; ++i) pad[i] = 1.0f;
+  for (int i = 0; i < V::W; ++i)
+    pad[i] = 1.0f;
   float ss = sum_over(n, [&](size_t i, int c, V::F acc) {
     V::F v = V::sub(load_n(x + i, c), V::mul(V::set1(mean), load_n(pad, c)));
     return V::fma(v, v, acc);
@@ -127,11 +141,13 @@ void layer_norm(const float* x, const float* w, const float* b, size_t n, float 
 }
 
 // One block of `n` (a multiple of 16) values to int8: q = round(x * 127/amax), d = amax/127.
-inline float quantize_block(const float* x, int n, int8_t* q) {
+inline float quantize_block(const float *x, int n, int8_t *q) {
   V::F mx[HL];
-  for (int h = 0; h < HL; ++h) mx[h] = V::set1(0.0f);
+  for (int h = 0; h < HL; ++h)
+    mx[h] = V::set1(0.0f);
   for (int i = 0; i < n; i += kLanes)
-    for (int h = 0; h < HL; ++h) mx[h] = V::max(mx[h], V::abs(V::loadf(x + i + h * V::W)));
+    for (int h = 0; h < HL; ++h)
+      mx[h] = V::max(mx[h], V::abs(V::loadf(x + i + h * V::W)));
   float amax = max_lanes(mx);
   float inv = amax > 1e-30f ? 127.0f / amax : 0.0f;
   for (int i = 0; i < n; i += V::W)
@@ -139,9 +155,10 @@ inline float quantize_block(const float* x, int n, int8_t* q) {
   return amax / 127.0f;
 }
 
-inline int sum16(const int8_t* q) {
+inline int sum16(const int8_t *q) {
   int s = 0;
-  for (int i = 0; i < 16; ++i) s += q[i];
+  for (int i = 0; i < 16; ++i)
+    s += q[i];
   return s;
 }
 
@@ -149,11 +166,12 @@ inline uint32_t pair(int lo, int hi) {
   return (static_cast<uint32_t>(lo) & 0xffff) | static_cast<uint32_t>(hi) << 16;
 }
 
-inline void scatter(const int8_t* q, int n, size_t R, uint32_t* out) {
-  for (int i = 0; i < n; i += 4) __builtin_memcpy(out + static_cast<size_t>(i / 4) * R, q + i, 4);
+inline void scatter(const int8_t *q, int n, size_t R, uint32_t *out) {
+  for (int i = 0; i < n; i += 4)
+    __builtin_memcpy(out + static_cast<size_t>(i / 4) * R, q + i, 4);
 }
 
-void quantize_a32(const float* x, size_t K, int R, uint32_t* q, float* d, uint32_t* sums) {
+void quantize_a32(const float *x, size_t K, int R, uint32_t *q, float *d, uint32_t *sums) {
   const size_t r = static_cast<size_t>(R);
   alignas(64) int8_t t[32];
   for (size_t b = 0; b < K / 32; ++b) {
@@ -163,18 +181,20 @@ void quantize_a32(const float* x, size_t K, int R, uint32_t* q, float* d, uint32
   }
 }
 
-void quantize_a256(const float* x, size_t K, int R, uint32_t* q, float* d, uint32_t* sums) {
+void quantize_a256(const float *x, size_t K, int R, uint32_t *q, float *d, uint32_t *sums) {
   const size_t r = static_cast<size_t>(R);
   alignas(64) int8_t t[256];
   for (size_t b = 0; b < K / 256; ++b, sums += insula::kSums256 * r) {
     d[b * r] = quantize_block(x + b * 256, 256, t);
     int s[16];
-    for (int i = 0; i < 16; ++i) s[i] = sum16(t + 16 * i);
-    for (size_t i = 0; i < 8; ++i) sums[i * r] = pair(s[2 * i], s[2 * i + 1]);
+    for (int i = 0; i < 16; ++i)
+      s[i] = sum16(t + 16 * i);
+    for (size_t i = 0; i < 8; ++i)
+      sums[i * r] = pair(s[2 * i], s[2 * i + 1]);
     for (size_t i = 0; i < 4; ++i)
       sums[(8 + i) * r] = pair(s[4 * i] + s[4 * i + 1], s[4 * i + 2] + s[4 * i + 3]);
     scatter(t, 256, r, q + b * 64 * r);
   }
 }
 
-}  // namespace
+} // namespace

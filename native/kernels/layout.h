@@ -21,50 +21,45 @@ inline constexpr int kPanel = 16;
 enum class ActForm : uint8_t { F32, A32, A256 };
 
 struct LayoutInfo {
-  const char* name;
-  int ggml_type;    // the id in GGUF files
-  int block;        // k per block
-  int file_bytes;   // bytes of one block of one row in a file
-  int main_bytes;   // packed bytes of one block of a panel, quants and what is interleaved with them
-  int scale_bytes;  // packed bytes of one block of a panel in the scale stream, 0 if none
+  const char *name;
+  int ggml_type;   // the id in GGUF files
+  int block;       // k per block
+  int file_bytes;  // bytes of one block of one row in a file
+  int main_bytes;  // packed bytes of one block of a panel, quants and what is interleaved with them
+  int scale_bytes; // packed bytes of one block of a panel in the scale stream, 0 if none
   ActForm act;
 };
 
 constexpr LayoutInfo kLayoutInfo[kLayouts] = {
-    {"F32", 0, 1, 4, 64, 0, ActForm::F32},
-    {"F16", 1, 1, 2, 32, 0, ActForm::F32},
-    {"BF16", 30, 1, 2, 32, 0, ActForm::F32},
-    {"Q4_0", 2, 32, 18, 256, 32, ActForm::A32},
-    {"Q4_1", 3, 32, 20, 320, 0, ActForm::A32},
-    {"Q5_0", 6, 32, 22, 320, 32, ActForm::A32},
-    {"Q5_1", 7, 32, 24, 384, 0, ActForm::A32},
-    {"Q8_0", 8, 32, 34, 512, 32, ActForm::A32},
-    {"Q4_K", 12, 256, 144, 2368, 0, ActForm::A256},
-    {"Q5_K", 13, 256, 176, 2880, 0, ActForm::A256},
+    {"F32", 0, 1, 4, 64, 0, ActForm::F32},           {"F16", 1, 1, 2, 32, 0, ActForm::F32},
+    {"BF16", 30, 1, 2, 32, 0, ActForm::F32},         {"Q4_0", 2, 32, 18, 256, 32, ActForm::A32},
+    {"Q4_1", 3, 32, 20, 320, 0, ActForm::A32},       {"Q5_0", 6, 32, 22, 320, 32, ActForm::A32},
+    {"Q5_1", 7, 32, 24, 384, 0, ActForm::A32},       {"Q8_0", 8, 32, 34, 512, 32, ActForm::A32},
+    {"Q4_K", 12, 256, 144, 2368, 0, ActForm::A256},  {"Q5_K", 13, 256, 176, 2880, 0, ActForm::A256},
     {"Q6_K", 14, 256, 210, 3328, 32, ActForm::A256},
 };
 
-inline const LayoutInfo& info(Layout l) { return kLayoutInfo[static_cast<int>(l)]; }
+inline const LayoutInfo &info(Layout l) { return kLayoutInfo[static_cast<int>(l)]; }
 
 // Bytes of one packed panel of 16 rows of K elements, a multiple of 64.
 inline size_t panel_bytes(Layout l, size_t K) {
-  const LayoutInfo& i = info(l);
+  const LayoutInfo &i = info(l);
   size_t blocks = K / static_cast<size_t>(i.block);
   size_t n = blocks * static_cast<size_t>(i.main_bytes + i.scale_bytes);
   return (n + 63) / 64 * 64;
 }
 
 // The layout for a GGUF type id; false where there is none.
-bool layout_of(int ggml_type, Layout* out);
+bool layout_of(int ggml_type, Layout *out);
 
 // Packs up to 16 rows (the others become zero) of K elements from file order.
 // rows[r] points to the row's first block or is null.
-void pack_panel(Layout l, const uint8_t* const rows[kPanel], size_t K, uint8_t* panel);
+void pack_panel(Layout l, const uint8_t *const rows[kPanel], size_t K, uint8_t *panel);
 
 // Dequantizes one row of a packed panel: K float32 values. r in 0..15.
-void unpack_row(Layout l, const uint8_t* panel, int r, size_t K, float* out);
+void unpack_row(Layout l, const uint8_t *panel, int r, size_t K, float *out);
 
 float half_to_float(uint16_t h);
 uint16_t float_to_half(float f);
 
-}  // namespace insula
+} // namespace insula

@@ -16,30 +16,32 @@ using insula::Acts;
 using insula::kPanel;
 using insula::Layout;
 
-constexpr int H = kPanel / V::W;  // registers a panel
-constexpr int kPrefetch = 2048;    // bytes ahead
-constexpr int kPrefetchRows = 4;   // more rows reuse a panel from the cache
+constexpr int H = kPanel / V::W; // registers a panel
+constexpr int kPrefetch = 2048;  // bytes ahead
+constexpr int kPrefetchRows = 4; // more rows reuse a panel from the cache
 
 template <int i> struct Ic {
   static constexpr int value = i;
 };
-template <int n, class Fn> INSULA_INLINE void unroll(Fn&& f) {
+template <int n, class Fn> INSULA_INLINE void unroll(Fn &&f) {
   if constexpr (n > 0) {
     unroll<n - 1>(f);
     f(Ic<n - 1>{});
   }
 }
 
-template <Layout L> constexpr int fifth_kind() {  // 0: four bits, 1: a fifth, 2: fifth and sixth
-  return L == Layout::Q5_0 || L == Layout::Q5_1 || L == Layout::Q5_K ? 1 : L == Layout::Q6_K ? 2 : 0;
+template <Layout L> constexpr int fifth_kind() { // 0: four bits, 1: a fifth, 2: fifth and sixth
+  return L == Layout::Q5_0 || L == Layout::Q5_1 || L == Layout::Q5_K ? 1
+         : L == Layout::Q6_K                                         ? 2
+                                                                     : 0;
 }
 template <Layout L> constexpr int umax() {
   return fifth_kind<L>() == 1 ? 31 : fifth_kind<L>() == 2 ? 63 : 15;
 }
 
 // The two groups of 4 k that share a vector of nibbles; `w` at the sub-block, `h` at its high bits.
-template <Layout L, int v> INSULA_INLINE void groups(const uint8_t* w, const uint8_t* h, V::B& lo,
-                                                     V::B& hi) {
+template <Layout L, int v>
+INSULA_INLINE void groups(const uint8_t *w, const uint8_t *h, V::B &lo, V::B &hi) {
   V::B q = V::loadb(w + v * 64);
   lo = V::low4(q);
   hi = V::high4(q);
@@ -56,17 +58,19 @@ template <Layout L, int v> INSULA_INLINE void groups(const uint8_t* w, const uin
 
 // Dots of one sub-block of S k for M rows; `sink` takes the accumulators whenever they are full.
 template <Layout L, int S, int M, int R, class Sink>
-INSULA_INLINE void dots(const uint8_t* w, const uint8_t* h, const uint32_t* x, Sink&& sink) {
+INSULA_INLINE void dots(const uint8_t *w, const uint8_t *h, const uint32_t *x, Sink &&sink) {
   constexpr int kDefer = V::defer(umax<L>());
   V::D d[M];
-  for (int m = 0; m < M; ++m) d[m] = V::dzero();
+  for (int m = 0; m < M; ++m)
+    d[m] = V::dzero();
   unroll<S / 8>([&](auto vc) __attribute__((always_inline)) {
     constexpr int v = decltype(vc)::value;
     V::B lo, hi;
     groups<L, v>(w, h, lo, hi);
     for (int m = 0; m < M; ++m) {
       d[m] = V::dot(d[m], lo, x + v * R + m);
-      if constexpr (kDefer == 1) sink(m, d[m]), d[m] = V::dzero();
+      if constexpr (kDefer == 1)
+        sink(m, d[m]), d[m] = V::dzero();
       d[m] = V::dot(d[m], hi, x + (S / 8 + v) * R + m);
     }
     constexpr int done = 2 * (v + 1);
@@ -78,10 +82,10 @@ INSULA_INLINE void dots(const uint8_t* w, const uint8_t* h, const uint32_t* x, S
   });
 }
 
-template <int M, int R>
-INSULA_INLINE void dots_s8(const uint8_t* w, const uint32_t* x, V::I s[M]) {
+template <int M, int R> INSULA_INLINE void dots_s8(const uint8_t *w, const uint32_t *x, V::I s[M]) {
   V::D d[M];
-  for (int m = 0; m < M; ++m) s[m] = V::izero(), d[m] = V::dzero();
+  for (int m = 0; m < M; ++m)
+    s[m] = V::izero(), d[m] = V::dzero();
   unroll<8>([&](auto vc) __attribute__((always_inline)) {
     constexpr int v = decltype(vc)::value;
     V::B q = V::prep_s8(V::loadb(w + v * 64));
@@ -94,43 +98,49 @@ INSULA_INLINE void dots_s8(const uint8_t* w, const uint32_t* x, V::I s[M]) {
     }
   });
   if constexpr (V::defer(127) != 1)
-    for (int m = 0; m < M; ++m) s[m] = V::widen(d[m]);
+    for (int m = 0; m < M; ++m)
+      s[m] = V::widen(d[m]);
 }
 
 template <Layout L, int M, int R>
-void matmul_32(const uint8_t* panel, size_t K, const Acts& a, float* out) {
-  constexpr auto& li = insula::kLayoutInfo[static_cast<int>(L)];
+void matmul_32(const uint8_t *panel, size_t K, const Acts &a, float *out) {
+  constexpr auto &li = insula::kLayoutInfo[static_cast<int>(L)];
   const size_t blocks = K / 32;
-  const uint8_t* scales = panel + blocks * static_cast<size_t>(li.main_bytes);
-  for (int i = 0; i < M * kPanel; ++i) out[i] = 0;
+  const uint8_t *scales = panel + blocks * static_cast<size_t>(li.main_bytes);
+  for (int i = 0; i < M * kPanel; ++i)
+    out[i] = 0;
   for (size_t b0 = 0; b0 < blocks; b0 += 8) {
     const size_t b1 = b0 + 8 < blocks ? b0 + 8 : blocks;
     for (int h = 0; h < H; ++h) {
       V::F acc[M];
-      for (int m = 0; m < M; ++m) acc[m] = V::loadf(out + m * kPanel + h * V::W);
+      for (int m = 0; m < M; ++m)
+        acc[m] = V::loadf(out + m * kPanel + h * V::W);
       for (size_t b = b0; b < b1; ++b) {
-        const uint8_t* w = panel + b * static_cast<size_t>(li.main_bytes);
-        const uint8_t* wh = w + h * V::W * 4;
-        const uint32_t* x = a.q + b * 8 * R;
-        const float* xd = a.d + b * R;
-        const uint32_t* xs = a.sums + b * R;
+        const uint8_t *w = panel + b * static_cast<size_t>(li.main_bytes);
+        const uint8_t *wh = w + h * V::W * 4;
+        const uint32_t *x = a.q + b * 8 * R;
+        const float *xd = a.d + b * R;
+        const uint32_t *xs = a.sums + b * R;
         if (M <= kPrefetchRows && h == 0) {
-          for (int p = 0; p < li.main_bytes; p += 64) V::prefetch(w + kPrefetch + p);
-          if constexpr (li.scale_bytes != 0) V::prefetch(scales + b * 32 + kPrefetch / 8);
+          for (int p = 0; p < li.main_bytes; p += 64)
+            V::prefetch(w + kPrefetch + p);
+          if constexpr (li.scale_bytes != 0)
+            V::prefetch(scales + b * 32 + kPrefetch / 8);
         }
         V::I s[M];
         if constexpr (L == Layout::Q8_0) {
           dots_s8<M, R>(wh, x, s);
         } else {
-          for (int m = 0; m < M; ++m) s[m] = V::izero();
+          for (int m = 0; m < M; ++m)
+            s[m] = V::izero();
           dots<L, 32, M, R>(wh, w + 256 + h * V::W * 4, x,
-                         [&](int m, V::D d) __attribute__((always_inline)) {
-                           s[m] = V::iadd(s[m], V::widen(d));
-                         });
+                            [&](int m, V::D d) __attribute__((always_inline)) {
+                              s[m] = V::iadd(s[m], V::widen(d));
+                            });
         }
         if constexpr (L == Layout::Q4_1 || L == Layout::Q5_1) {
-          const uint16_t* meta =
-              reinterpret_cast<const uint16_t*>(w + li.main_bytes - 64) + h * V::W;
+          const uint16_t *meta =
+              reinterpret_cast<const uint16_t *>(w + li.main_bytes - 64) + h * V::W;
           V::F D = V::load_h(meta), Mn = V::load_h(meta + kPanel);
           for (int m = 0; m < M; ++m) {
             float sum = static_cast<float>(static_cast<int32_t>(xs[m]));
@@ -139,7 +149,7 @@ void matmul_32(const uint8_t* panel, size_t K, const Acts& a, float* out) {
           }
         } else {
           constexpr int zero = L == Layout::Q4_0 ? 8 : L == Layout::Q5_0 ? 16 : V::s8_bias;
-          V::F D = V::load_h(reinterpret_cast<const uint16_t*>(scales + b * 32) + h * V::W);
+          V::F D = V::load_h(reinterpret_cast<const uint16_t *>(scales + b * 32) + h * V::W);
           for (int m = 0; m < M; ++m) {
             V::I t = s[m];
             if constexpr (zero != 0)
@@ -148,42 +158,49 @@ void matmul_32(const uint8_t* panel, size_t K, const Acts& a, float* out) {
           }
         }
       }
-      for (int m = 0; m < M; ++m) V::storef(out + m * kPanel + h * V::W, acc[m]);
+      for (int m = 0; m < M; ++m)
+        V::storef(out + m * kPanel + h * V::W, acc[m]);
     }
   }
 }
 
 template <Layout L, int M, int R>
-void matmul_256(const uint8_t* panel, size_t K, const Acts& a, float* out) {
-  constexpr auto& li = insula::kLayoutInfo[static_cast<int>(L)];
+void matmul_256(const uint8_t *panel, size_t K, const Acts &a, float *out) {
+  constexpr auto &li = insula::kLayoutInfo[static_cast<int>(L)];
   constexpr int S = L == Layout::Q6_K ? 16 : 32, kSubs = 256 / S;
   constexpr int kNibbles = 4 * S * 2, kHigh = 2048, kHighStep = 64;
   constexpr int kMeta = L == Layout::Q4_K ? 2048 : L == Layout::Q5_K ? 2560 : 3072;
   const size_t blocks = K / 256;
-  const uint8_t* scales = panel + blocks * static_cast<size_t>(li.main_bytes);
-  for (int i = 0; i < M * kPanel; ++i) out[i] = 0;
+  const uint8_t *scales = panel + blocks * static_cast<size_t>(li.main_bytes);
+  for (int i = 0; i < M * kPanel; ++i)
+    out[i] = 0;
   for (size_t b = 0; b < blocks; ++b) {
-    const uint8_t* w = panel + b * static_cast<size_t>(li.main_bytes);
+    const uint8_t *w = panel + b * static_cast<size_t>(li.main_bytes);
     for (int h = 0; h < H; ++h) {
       V::I s[M];
-      for (int m = 0; m < M; ++m) s[m] = V::izero();
+      for (int m = 0; m < M; ++m)
+        s[m] = V::izero();
       for (int j = 0; j < kSubs; ++j) {
         if (M <= kPrefetchRows && h == 0) {
           constexpr int step = (li.main_bytes + kSubs - 1) / kSubs;
-          for (int p = 0; p < step; p += 64) V::prefetch(w + kPrefetch + j * step + p);
+          for (int p = 0; p < step; p += 64)
+            V::prefetch(w + kPrefetch + j * step + p);
         }
-        const uint32_t* x = a.q + (b * 64 + static_cast<size_t>(j * S / 4)) * R;
-        const uint8_t* sp = w + kMeta + 16 * j + h * V::W;
+        const uint32_t *x = a.q + (b * 64 + static_cast<size_t>(j * S / 4)) * R;
+        const uint8_t *sp = w + kMeta + 16 * j + h * V::W;
         V::Sc sc;
-        if constexpr (L == Layout::Q6_K) sc = V::scale_s8(sp);
-        else sc = V::scale_u8(sp);
-        dots<L, S, M, R>(w + j * kNibbles + h * V::W * 4, w + kHigh + j * kHighStep + h * V::W * 4, x,
-                      [&](int m, V::D d) __attribute__((always_inline)) {
-                        s[m] = V::scale_add(s[m], d, sc);
-                      });
+        if constexpr (L == Layout::Q6_K)
+          sc = V::scale_s8(sp);
+        else
+          sc = V::scale_u8(sp);
+        dots<L, S, M, R>(w + j * kNibbles + h * V::W * 4, w + kHigh + j * kHighStep + h * V::W * 4,
+                         x, [&](int m, V::D d) __attribute__((always_inline)) {
+                           s[m] = V::scale_add(s[m], d, sc);
+                         });
       }
       V::I mi[M];
-      for (int m = 0; m < M; ++m) mi[m] = V::izero();
+      for (int m = 0; m < M; ++m)
+        mi[m] = V::izero();
       for (int p = 0; p < kSubs / 2; ++p) {
         V::P16 pr;
         size_t first;
@@ -199,15 +216,15 @@ void matmul_256(const uint8_t* panel, size_t K, const Acts& a, float* out) {
                             a.sums + (b * insula::kSums256 + first) * R + static_cast<size_t>(m));
       }
       for (int m = 0; m < M; ++m) {
-        float* o = out + m * kPanel + h * V::W;
+        float *o = out + m * kPanel + h * V::W;
         V::F d = V::set1(a.d[b * R + static_cast<size_t>(m)]), acc = V::loadf(o);
         if constexpr (L == Layout::Q6_K) {
-          V::F D = V::load_h(reinterpret_cast<const uint16_t*>(scales + b * 32) + h * V::W);
+          V::F D = V::load_h(reinterpret_cast<const uint16_t *>(scales + b * 32) + h * V::W);
           acc = V::fma(V::mul(d, D), V::cvt(V::isub(s[m], V::template isll<5>(mi[m]))), acc);
         } else {
-          const uint16_t* dp = reinterpret_cast<const uint16_t*>(w + kMeta + 256) + h * V::W;
-          V::F t = V::fms(V::load_h(dp), V::cvt(s[m]),
-                          V::mul(V::load_h(dp + kPanel), V::cvt(mi[m])));
+          const uint16_t *dp = reinterpret_cast<const uint16_t *>(w + kMeta + 256) + h * V::W;
+          V::F t =
+              V::fms(V::load_h(dp), V::cvt(s[m]), V::mul(V::load_h(dp + kPanel), V::cvt(mi[m])));
           acc = V::fma(d, t, acc);
         }
         V::storef(o, acc);
@@ -216,21 +233,26 @@ void matmul_256(const uint8_t* panel, size_t K, const Acts& a, float* out) {
   }
 }
 
-template <Layout L> INSULA_INLINE V::F load_weight(const uint8_t* p, int lane) {
-  if constexpr (L == Layout::F32) return V::loadf(reinterpret_cast<const float*>(p) + lane);
-  else if constexpr (L == Layout::F16) return V::load_h(reinterpret_cast<const uint16_t*>(p) + lane);
-  else return V::load_bf(reinterpret_cast<const uint16_t*>(p) + lane);
+template <Layout L> INSULA_INLINE V::F load_weight(const uint8_t *p, int lane) {
+  if constexpr (L == Layout::F32)
+    return V::loadf(reinterpret_cast<const float *>(p) + lane);
+  else if constexpr (L == Layout::F16)
+    return V::load_h(reinterpret_cast<const uint16_t *>(p) + lane);
+  else
+    return V::load_bf(reinterpret_cast<const uint16_t *>(p) + lane);
 }
 
 template <Layout L, int M, int R>
-void matmul_f(const uint8_t* panel, size_t K, const Acts& a, float* out) {
+void matmul_f(const uint8_t *panel, size_t K, const Acts &a, float *out) {
   constexpr size_t step = L == Layout::F32 ? 64 : 32;
   V::F acc[M][H];
   for (int m = 0; m < M; ++m)
-    for (int h = 0; h < H; ++h) acc[m][h] = V::set1(0);
+    for (int h = 0; h < H; ++h)
+      acc[m][h] = V::set1(0);
   for (size_t k = 0; k < K; ++k) {
-    const uint8_t* w = panel + k * step;
-    if (M <= kPrefetchRows) V::prefetch(w + kPrefetch);
+    const uint8_t *w = panel + k * step;
+    if (M <= kPrefetchRows)
+      V::prefetch(w + kPrefetch);
     for (int h = 0; h < H; ++h) {
       V::F wv = load_weight<L>(w, h * V::W);
       for (int m = 0; m < M; ++m)
@@ -238,45 +260,61 @@ void matmul_f(const uint8_t* panel, size_t K, const Acts& a, float* out) {
     }
   }
   for (int m = 0; m < M; ++m)
-    for (int h = 0; h < H; ++h) V::storef(out + m * kPanel + h * V::W, acc[m][h]);
+    for (int h = 0; h < H; ++h)
+      V::storef(out + m * kPanel + h * V::W, acc[m][h]);
 }
 
 template <int M, int R>
-void matmul_rows(Layout l, const uint8_t* w, size_t K, const Acts& a, float* out) {
+void matmul_rows(Layout l, const uint8_t *w, size_t K, const Acts &a, float *out) {
   switch (l) {
-    case Layout::F32: return matmul_f<Layout::F32, M, R>(w, K, a, out);
-    case Layout::F16: return matmul_f<Layout::F16, M, R>(w, K, a, out);
-    case Layout::BF16: return matmul_f<Layout::BF16, M, R>(w, K, a, out);
-    case Layout::Q4_0: return matmul_32<Layout::Q4_0, M, R>(w, K, a, out);
-    case Layout::Q4_1: return matmul_32<Layout::Q4_1, M, R>(w, K, a, out);
-    case Layout::Q5_0: return matmul_32<Layout::Q5_0, M, R>(w, K, a, out);
-    case Layout::Q5_1: return matmul_32<Layout::Q5_1, M, R>(w, K, a, out);
-    case Layout::Q8_0: return matmul_32<Layout::Q8_0, M, R>(w, K, a, out);
-    case Layout::Q4_K: return matmul_256<Layout::Q4_K, M, R>(w, K, a, out);
-    case Layout::Q5_K: return matmul_256<Layout::Q5_K, M, R>(w, K, a, out);
-    case Layout::Q6_K: return matmul_256<Layout::Q6_K, M, R>(w, K, a, out);
+  case Layout::F32:
+    return matmul_f<Layout::F32, M, R>(w, K, a, out);
+  case Layout::F16:
+    return matmul_f<Layout::F16, M, R>(w, K, a, out);
+  case Layout::BF16:
+    return matmul_f<Layout::BF16, M, R>(w, K, a, out);
+  case Layout::Q4_0:
+    return matmul_32<Layout::Q4_0, M, R>(w, K, a, out);
+  case Layout::Q4_1:
+    return matmul_32<Layout::Q4_1, M, R>(w, K, a, out);
+  case Layout::Q5_0:
+    return matmul_32<Layout::Q5_0, M, R>(w, K, a, out);
+  case Layout::Q5_1:
+    return matmul_32<Layout::Q5_1, M, R>(w, K, a, out);
+  case Layout::Q8_0:
+    return matmul_32<Layout::Q8_0, M, R>(w, K, a, out);
+  case Layout::Q4_K:
+    return matmul_256<Layout::Q4_K, M, R>(w, K, a, out);
+  case Layout::Q5_K:
+    return matmul_256<Layout::Q5_K, M, R>(w, K, a, out);
+  case Layout::Q6_K:
+    return matmul_256<Layout::Q6_K, M, R>(w, K, a, out);
   }
 }
 
-INSULA_INLINE Acts tile_of(const insula::ActSet& s, Layout l, int tile) {
+INSULA_INLINE Acts tile_of(const insula::ActSet &s, Layout l, int tile) {
   Acts a = insula::info(l).act == ActForm::A32    ? s.a32
            : insula::info(l).act == ActForm::A256 ? s.a256
                                                   : s.f32;
   size_t t = static_cast<size_t>(tile);
-  if (a.q) a.q += t * a.q_tile, a.d += t * a.d_tile, a.sums += t * a.sums_tile;
-  if (a.f) a.f += t * a.f_tile;
+  if (a.q)
+    a.q += t * a.q_tile, a.d += t * a.d_tile, a.sums += t * a.sums_tile;
+  if (a.f)
+    a.f += t * a.f_tile;
   return a;
 }
 
 template <int M = V::kRows>
-INSULA_INLINE void tile_rows(Layout l, int rows, const uint8_t* w, size_t K, const Acts& a,
-                             float* out) {
-  if (rows == M) return matmul_rows<M, V::kRows>(l, w, K, a, out);
-  if constexpr (M > 1) tile_rows<M - 1>(l, rows, w, K, a, out);
+INSULA_INLINE void tile_rows(Layout l, int rows, const uint8_t *w, size_t K, const Acts &a,
+                             float *out) {
+  if (rows == M)
+    return matmul_rows<M, V::kRows>(l, w, K, a, out);
+  if constexpr (M > 1)
+    tile_rows<M - 1>(l, rows, w, K, a, out);
 }
 
-INSULA_INLINE void tile(Layout l, int R, int rows, const uint8_t* w, size_t K, const Acts& a,
-                        float* out) {
+INSULA_INLINE void tile(Layout l, int R, int rows, const uint8_t *w, size_t K, const Acts &a,
+                        float *out) {
   if (R == 1)
     matmul_rows<1, 1>(l, w, K, a, out);
   else
@@ -286,7 +324,7 @@ INSULA_INLINE void tile(Layout l, int R, int rows, const uint8_t* w, size_t K, c
 std::atomic<uint64_t> g_calls{0};
 
 // A run of neighbouring panels for all rows, with what follows the product.
-void matmul(const insula::MatJob& j) {
+void matmul(const insula::MatJob &j) {
   g_calls.fetch_add(1, std::memory_order_relaxed);
   const size_t stride = insula::panel_bytes(j.layout, j.K);
   const size_t stride2 = j.w2 ? insula::panel_bytes(j.layout2, j.K) : 0;
@@ -302,23 +340,27 @@ void matmul(const insula::MatJob& j) {
       tile(j.layout, R, M, j.w + at * stride, j.K, a, t);
       if (j.bias)
         for (int m = 0; m < M; ++m)
-          for (int i = 0; i < n; ++i) t[m * kPanel + i] += j.bias[first + i];
+          for (int i = 0; i < n; ++i)
+            t[m * kPanel + i] += j.bias[first + i];
       if (j.w2) {
         tile(j.layout2, R, M, j.w2 + at * stride2, j.K, tile_of(*j.acts, j.layout2, m0 / R), t2);
         if (j.bias2)
           for (int m = 0; m < M; ++m)
-            for (int i = 0; i < n; ++i) t2[m * kPanel + i] += j.bias2[first + i];
+            for (int i = 0; i < n; ++i)
+              t2[m * kPanel + i] += j.bias2[first + i];
         glu(t, t2, static_cast<size_t>(M * kPanel), j.act, t);
       }
       for (int m = 0; m < M; ++m) {
-        float* y = j.dst + static_cast<size_t>(m0 + m) * j.dst_stride + first;
+        float *y = j.dst + static_cast<size_t>(m0 + m) * j.dst_stride + first;
         if (j.add)
-          for (int i = 0; i < n; ++i) y[i] += t[m * kPanel + i];
+          for (int i = 0; i < n; ++i)
+            y[i] += t[m * kPanel + i];
         else
-          for (int i = 0; i < n; ++i) y[i] = t[m * kPanel + i];
+          for (int i = 0; i < n; ++i)
+            y[i] = t[m * kPanel + i];
       }
     }
   }
 }
 
-}  // namespace
+} // namespace

@@ -7,31 +7,30 @@
 namespace insula {
 namespace {
 
-uint32_t load32(const void* p) {
+uint32_t load32(const void *p) {
   uint32_t v;
   std::memcpy(&v, p, 4);
   return v;
 }
-void store32(void* p, uint32_t v) { std::memcpy(p, &v, 4); }
+void store32(void *p, uint32_t v) { std::memcpy(p, &v, 4); }
 
 constexpr uint32_t kLow = 0x0f0f0f0f, kOnes = 0x01010101;
 
 // Bits 0..3 to bit 0 of bytes 0..3.
-uint32_t spread4(uint32_t b) {
-  return (b & 1) | (b & 2) << 7 | (b & 4) << 14 | (b & 8) << 21;
-}
+uint32_t spread4(uint32_t b) { return (b & 1) | (b & 2) << 7 | (b & 4) << 14 | (b & 8) << 21; }
 
 // Fifth bits of 32 elements (bit k of `bits`) in the packed order: one word per row.
 uint32_t fifth_bits(uint32_t bits) {
   uint32_t out = 0;
-  for (int g = 0; g < 8; ++g) out |= spread4(bits >> (4 * g) & 15) << g;
+  for (int g = 0; g < 8; ++g)
+    out |= spread4(bits >> (4 * g) & 15) << g;
   return out;
 }
 
-void put_half(uint8_t* p, int r, const uint8_t* src) { std::memcpy(p + 2 * r, src, 2); }
+void put_half(uint8_t *p, int r, const uint8_t *src) { std::memcpy(p + 2 * r, src, 2); }
 
 // Scales and mins of a Q4_K / Q5_K block: 8 six-bit pairs in 12 bytes (ggml's get_scale_min_k4).
-void scale_min(const uint8_t* s, uint8_t* sc, uint8_t* mn) {
+void scale_min(const uint8_t *s, uint8_t *sc, uint8_t *mn) {
   for (int j = 0; j < 4; ++j) {
     sc[j] = s[j] & 63;
     mn[j] = s[j + 4] & 63;
@@ -41,7 +40,7 @@ void scale_min(const uint8_t* s, uint8_t* sc, uint8_t* mn) {
 }
 
 // The nibbles of two neighbouring sub-blocks of 32, 32 bytes in the file.
-void k_nibbles(const uint8_t* qs, int r, uint8_t* even, uint8_t* odd) {
+void k_nibbles(const uint8_t *qs, int r, uint8_t *even, uint8_t *odd) {
   for (int v = 0; v < 4; ++v) {
     uint32_t a = load32(qs + 4 * v), b = load32(qs + 16 + 4 * v);
     store32(even + v * 64 + r * 4, (a & kLow) | (b & kLow) << 4);
@@ -49,10 +48,10 @@ void k_nibbles(const uint8_t* qs, int r, uint8_t* even, uint8_t* odd) {
   }
 }
 
-void pack_k45(bool five, const uint8_t* s, int r, uint8_t* w) {
+void pack_k45(bool five, const uint8_t *s, int r, uint8_t *w) {
   // Q4_K: d, dmin, scales[12], qs[128].  Q5_K: d, dmin, scales[12], qh[32], qs[128].
-  const uint8_t* qs = s + (five ? 48 : 16);
-  uint8_t* meta = w + (five ? 2560 : 2048);
+  const uint8_t *qs = s + (five ? 48 : 16);
+  uint8_t *meta = w + (five ? 2560 : 2048);
   uint8_t sc[8], mn[8];
   scale_min(s + 4, sc, mn);
   for (int j = 0; j < 8; ++j) {
@@ -61,21 +60,24 @@ void pack_k45(bool five, const uint8_t* s, int r, uint8_t* w) {
   }
   put_half(meta + 256, r, s);
   put_half(meta + 288, r, s + 2);
-  for (int p = 0; p < 4; ++p) k_nibbles(qs + 32 * p, r, w + 512 * p, w + 512 * p + 256);
-  if (!five) return;
+  for (int p = 0; p < 4; ++p)
+    k_nibbles(qs + 32 * p, r, w + 512 * p, w + 512 * p + 256);
+  if (!five)
+    return;
   for (int j = 0; j < 8; ++j) {
     uint32_t out = 0;
-    for (int g = 0; g < 8; ++g) out |= (load32(s + 16 + 4 * g) >> j & kOnes) << g;
+    for (int g = 0; g < 8; ++g)
+      out |= (load32(s + 16 + 4 * g) >> j & kOnes) << g;
     store32(w + 2048 + 64 * j + 4 * r, out);
   }
 }
 
-void pack_q6(const uint8_t* s, int r, uint8_t* w, uint8_t* scale) {
+void pack_q6(const uint8_t *s, int r, uint8_t *w, uint8_t *scale) {
   // ql[128], qh[64], scales[16], d.
   uint8_t q[256];
   for (int n = 0; n < 2; ++n) {
     const uint8_t *ql = s + 64 * n, *qh = s + 128 + 32 * n;
-    uint8_t* o = q + 128 * n;
+    uint8_t *o = q + 128 * n;
     for (int l = 0; l < 32; ++l) {
       o[l] = static_cast<uint8_t>((ql[l] & 15) | (qh[l] & 3) << 4);
       o[l + 32] = static_cast<uint8_t>((ql[l + 32] & 15) | (qh[l] >> 2 & 3) << 4);
@@ -84,13 +86,15 @@ void pack_q6(const uint8_t* s, int r, uint8_t* w, uint8_t* scale) {
     }
   }
   for (int j = 0; j < 16; ++j) {
-    const uint8_t* o = q + 16 * j;
-    uint32_t g[4];  // v0 low, v0 high, v1 low, v1 high: k = 0, 8, 4, 12
-    for (int i = 0; i < 4; ++i) g[i] = load32(o + 8 * (i & 1) + 4 * (i >> 1));
+    const uint8_t *o = q + 16 * j;
+    uint32_t g[4]; // v0 low, v0 high, v1 low, v1 high: k = 0, 8, 4, 12
+    for (int i = 0; i < 4; ++i)
+      g[i] = load32(o + 8 * (i & 1) + 4 * (i >> 1));
     store32(w + j * 128 + r * 4, (g[0] & kLow) | (g[1] & kLow) << 4);
     store32(w + j * 128 + 64 + r * 4, (g[2] & kLow) | (g[3] & kLow) << 4);
     uint32_t h = 0;
-    for (int i = 0; i < 4; ++i) h |= (g[i] >> 4 & 0x03030303u) << (2 * i);
+    for (int i = 0; i < 4; ++i)
+      h |= (g[i] >> 4 & 0x03030303u) << (2 * i);
     store32(w + 2048 + j * 64 + r * 4, h);
     w[3072 + 16 * j + r] = s[192 + j];
   }
@@ -98,52 +102,57 @@ void pack_q6(const uint8_t* s, int r, uint8_t* w, uint8_t* scale) {
 }
 
 // One block of one row of a format of 32. `w`: the block's main bytes, `sc`: its scale stream.
-void pack_32(Layout l, const uint8_t* s, int r, uint8_t* w, uint8_t* sc) {
+void pack_32(Layout l, const uint8_t *s, int r, uint8_t *w, uint8_t *sc) {
   switch (l) {
-    case Layout::Q4_0:
-      put_half(sc, r, s);
-      for (int v = 0; v < 4; ++v) store32(w + v * 64 + r * 4, load32(s + 2 + 4 * v));
-      break;
-    case Layout::Q4_1:
-      put_half(w + 256, r, s);
-      put_half(w + 288, r, s + 2);
-      for (int v = 0; v < 4; ++v) store32(w + v * 64 + r * 4, load32(s + 4 + 4 * v));
-      break;
-    case Layout::Q5_0:
-      put_half(sc, r, s);
-      store32(w + 256 + r * 4, fifth_bits(load32(s + 2)));
-      for (int v = 0; v < 4; ++v) store32(w + v * 64 + r * 4, load32(s + 6 + 4 * v));
-      break;
-    case Layout::Q5_1:
-      put_half(w + 320, r, s);
-      put_half(w + 352, r, s + 2);
-      store32(w + 256 + r * 4, fifth_bits(load32(s + 4)));
-      for (int v = 0; v < 4; ++v) store32(w + v * 64 + r * 4, load32(s + 8 + 4 * v));
-      break;
-    default:  // Q8_0
-      put_half(sc, r, s);
-      for (int v = 0; v < 8; ++v) store32(w + v * 64 + r * 4, load32(s + 2 + 4 * v));
-      break;
+  case Layout::Q4_0:
+    put_half(sc, r, s);
+    for (int v = 0; v < 4; ++v)
+      store32(w + v * 64 + r * 4, load32(s + 2 + 4 * v));
+    break;
+  case Layout::Q4_1:
+    put_half(w + 256, r, s);
+    put_half(w + 288, r, s + 2);
+    for (int v = 0; v < 4; ++v)
+      store32(w + v * 64 + r * 4, load32(s + 4 + 4 * v));
+    break;
+  case Layout::Q5_0:
+    put_half(sc, r, s);
+    store32(w + 256 + r * 4, fifth_bits(load32(s + 2)));
+    for (int v = 0; v < 4; ++v)
+      store32(w + v * 64 + r * 4, load32(s + 6 + 4 * v));
+    break;
+  case Layout::Q5_1:
+    put_half(w + 320, r, s);
+    put_half(w + 352, r, s + 2);
+    store32(w + 256 + r * 4, fifth_bits(load32(s + 4)));
+    for (int v = 0; v < 4; ++v)
+      store32(w + v * 64 + r * 4, load32(s + 8 + 4 * v));
+    break;
+  default: // Q8_0
+    put_half(sc, r, s);
+    for (int v = 0; v < 8; ++v)
+      store32(w + v * 64 + r * 4, load32(s + 2 + 4 * v));
+    break;
   }
 }
 
-float half_at(const uint8_t* p, int r) {
+float half_at(const uint8_t *p, int r) {
   uint16_t h;
   std::memcpy(&h, p + 2 * r, 2);
   return half_to_float(h);
 }
 
 // Quant of element k (0..31) of row r in a nibble block of 32 at w.
-int nibble(const uint8_t* w, int r, int k) {
+int nibble(const uint8_t *w, int r, int k) {
   int v = (k & 15) >> 2;
   int b = w[v * 64 + r * 4 + (k & 3)];
   return k < 16 ? b & 15 : b >> 4;
 }
-int fifth(const uint8_t* h, int r, int k) { return (h[r * 4 + (k & 3)] >> (k >> 2) & 1) << 4; }
+int fifth(const uint8_t *h, int r, int k) { return (h[r * 4 + (k & 3)] >> (k >> 2) & 1) << 4; }
 
-}  // namespace
+} // namespace
 
-bool layout_of(int ggml_type, Layout* out) {
+bool layout_of(int ggml_type, Layout *out) {
   for (int i = 0; i < kLayouts; ++i)
     if (kLayoutInfo[i].ggml_type == ggml_type) {
       *out = static_cast<Layout>(i);
@@ -152,8 +161,8 @@ bool layout_of(int ggml_type, Layout* out) {
   return false;
 }
 
-void pack_panel(Layout l, const uint8_t* const rows[kPanel], size_t K, uint8_t* panel) {
-  const LayoutInfo& li = info(l);
+void pack_panel(Layout l, const uint8_t *const rows[kPanel], size_t K, uint8_t *panel) {
+  const LayoutInfo &li = info(l);
   std::memset(panel, 0, panel_bytes(l, K));
   size_t blocks = K / static_cast<size_t>(li.block);
   if (li.act == ActForm::F32) {
@@ -164,13 +173,14 @@ void pack_panel(Layout l, const uint8_t* const rows[kPanel], size_t K, uint8_t* 
           std::memcpy(panel + (k * kPanel + static_cast<size_t>(r)) * e, rows[r] + k * e, e);
     return;
   }
-  uint8_t* scales = panel + blocks * static_cast<size_t>(li.main_bytes);
+  uint8_t *scales = panel + blocks * static_cast<size_t>(li.main_bytes);
   for (size_t b = 0; b < blocks; ++b) {
-    uint8_t* w = panel + b * static_cast<size_t>(li.main_bytes);
-    uint8_t* sc = scales + b * static_cast<size_t>(li.scale_bytes);
+    uint8_t *w = panel + b * static_cast<size_t>(li.main_bytes);
+    uint8_t *sc = scales + b * static_cast<size_t>(li.scale_bytes);
     for (int r = 0; r < kPanel; ++r) {
-      if (!rows[r]) continue;
-      const uint8_t* s = rows[r] + b * static_cast<size_t>(li.file_bytes);
+      if (!rows[r])
+        continue;
+      const uint8_t *s = rows[r] + b * static_cast<size_t>(li.file_bytes);
       if (l == Layout::Q4_K || l == Layout::Q5_K)
         pack_k45(l == Layout::Q5_K, s, r, w);
       else if (l == Layout::Q6_K)
@@ -181,80 +191,83 @@ void pack_panel(Layout l, const uint8_t* const rows[kPanel], size_t K, uint8_t* 
   }
 }
 
-void unpack_row(Layout l, const uint8_t* panel, int r, size_t K, float* out) {
-  const LayoutInfo& li = info(l);
+void unpack_row(Layout l, const uint8_t *panel, int r, size_t K, float *out) {
+  const LayoutInfo &li = info(l);
   size_t blocks = K / static_cast<size_t>(li.block);
-  const uint8_t* scales = panel + blocks * static_cast<size_t>(li.main_bytes);
+  const uint8_t *scales = panel + blocks * static_cast<size_t>(li.main_bytes);
   for (size_t b = 0; b < blocks; ++b) {
-    const uint8_t* w = panel + b * static_cast<size_t>(li.main_bytes);
-    const uint8_t* sc = scales + b * static_cast<size_t>(li.scale_bytes);
-    float* y = out + b * static_cast<size_t>(li.block);
+    const uint8_t *w = panel + b * static_cast<size_t>(li.main_bytes);
+    const uint8_t *sc = scales + b * static_cast<size_t>(li.scale_bytes);
+    float *y = out + b * static_cast<size_t>(li.block);
     switch (l) {
-      case Layout::F32:
-        std::memcpy(y, w + 4 * r, 4);
-        break;
-      case Layout::F16:
-        *y = half_at(w, r);
-        break;
-      case Layout::BF16: {
-        uint32_t u = 0;
-        std::memcpy(reinterpret_cast<uint8_t*>(&u) + 2, w + 2 * r, 2);
-        std::memcpy(y, &u, 4);
-        break;
+    case Layout::F32:
+      std::memcpy(y, w + 4 * r, 4);
+      break;
+    case Layout::F16:
+      *y = half_at(w, r);
+      break;
+    case Layout::BF16: {
+      uint32_t u = 0;
+      std::memcpy(reinterpret_cast<uint8_t *>(&u) + 2, w + 2 * r, 2);
+      std::memcpy(y, &u, 4);
+      break;
+    }
+    case Layout::Q4_0: {
+      float d = half_at(sc, r);
+      for (int k = 0; k < 32; ++k)
+        y[k] = d * static_cast<float>(nibble(w, r, k) - 8);
+      break;
+    }
+    case Layout::Q4_1: {
+      float d = half_at(w + 256, r), m = half_at(w + 288, r);
+      for (int k = 0; k < 32; ++k)
+        y[k] = d * static_cast<float>(nibble(w, r, k)) + m;
+      break;
+    }
+    case Layout::Q5_0: {
+      float d = half_at(sc, r);
+      for (int k = 0; k < 32; ++k)
+        y[k] = d * static_cast<float>((nibble(w, r, k) | fifth(w + 256, r, k)) - 16);
+      break;
+    }
+    case Layout::Q5_1: {
+      float d = half_at(w + 320, r), m = half_at(w + 352, r);
+      for (int k = 0; k < 32; ++k)
+        y[k] = d * static_cast<float>(nibble(w, r, k) | fifth(w + 256, r, k)) + m;
+      break;
+    }
+    case Layout::Q8_0: {
+      float d = half_at(sc, r);
+      for (int k = 0; k < 32; ++k)
+        y[k] = d * static_cast<float>(static_cast<int8_t>(w[(k >> 2) * 64 + r * 4 + (k & 3)]));
+      break;
+    }
+    case Layout::Q4_K:
+    case Layout::Q5_K: {
+      bool five = l == Layout::Q5_K;
+      const uint8_t *meta = w + (five ? 2560 : 2048);
+      float d = half_at(meta + 256, r), dm = half_at(meta + 288, r);
+      for (int k = 0; k < 256; ++k) {
+        int j = k >> 5, kk = k & 31, q = nibble(w + 256 * j, r, kk);
+        if (five)
+          q |= fifth(w + 2048 + 64 * j, r, kk);
+        float s = d * static_cast<float>(meta[16 * j + r]);
+        float m = dm * static_cast<float>(meta[128 + 16 * j + r]);
+        y[k] = s * static_cast<float>(q) - m;
       }
-      case Layout::Q4_0: {
-        float d = half_at(sc, r);
-        for (int k = 0; k < 32; ++k) y[k] = d * static_cast<float>(nibble(w, r, k) - 8);
-        break;
+      break;
+    }
+    case Layout::Q6_K: {
+      float d = half_at(sc, r);
+      for (int k = 0; k < 256; ++k) {
+        int j = k >> 4, kk = k & 15, v = (kk & 7) >> 2, hi = kk >> 3;
+        int lo = w[j * 128 + v * 64 + r * 4 + (kk & 3)] >> (4 * hi) & 15;
+        int up = w[2048 + j * 64 + r * 4 + (kk & 3)] >> (2 * (2 * v + hi)) & 3;
+        float s = d * static_cast<float>(static_cast<int8_t>(w[3072 + 16 * j + r]));
+        y[k] = s * static_cast<float>((lo | up << 4) - 32);
       }
-      case Layout::Q4_1: {
-        float d = half_at(w + 256, r), m = half_at(w + 288, r);
-        for (int k = 0; k < 32; ++k) y[k] = d * static_cast<float>(nibble(w, r, k)) + m;
-        break;
-      }
-      case Layout::Q5_0: {
-        float d = half_at(sc, r);
-        for (int k = 0; k < 32; ++k)
-          y[k] = d * static_cast<float>((nibble(w, r, k) | fifth(w + 256, r, k)) - 16);
-        break;
-      }
-      case Layout::Q5_1: {
-        float d = half_at(w + 320, r), m = half_at(w + 352, r);
-        for (int k = 0; k < 32; ++k)
-          y[k] = d * static_cast<float>(nibble(w, r, k) | fifth(w + 256, r, k)) + m;
-        break;
-      }
-      case Layout::Q8_0: {
-        float d = half_at(sc, r);
-        for (int k = 0; k < 32; ++k)
-          y[k] = d * static_cast<float>(static_cast<int8_t>(w[(k >> 2) * 64 + r * 4 + (k & 3)]));
-        break;
-      }
-      case Layout::Q4_K:
-      case Layout::Q5_K: {
-        bool five = l == Layout::Q5_K;
-        const uint8_t* meta = w + (five ? 2560 : 2048);
-        float d = half_at(meta + 256, r), dm = half_at(meta + 288, r);
-        for (int k = 0; k < 256; ++k) {
-          int j = k >> 5, kk = k & 31, q = nibble(w + 256 * j, r, kk);
-          if (five) q |= fifth(w + 2048 + 64 * j, r, kk);
-          float s = d * static_cast<float>(meta[16 * j + r]);
-          float m = dm * static_cast<float>(meta[128 + 16 * j + r]);
-          y[k] = s * static_cast<float>(q) - m;
-        }
-        break;
-      }
-      case Layout::Q6_K: {
-        float d = half_at(sc, r);
-        for (int k = 0; k < 256; ++k) {
-          int j = k >> 4, kk = k & 15, v = (kk & 7) >> 2, hi = kk >> 3;
-          int lo = w[j * 128 + v * 64 + r * 4 + (kk & 3)] >> (4 * hi) & 15;
-          int up = w[2048 + j * 64 + r * 4 + (kk & 3)] >> (2 * (2 * v + hi)) & 3;
-          float s = d * static_cast<float>(static_cast<int8_t>(w[3072 + 16 * j + r]));
-          y[k] = s * static_cast<float>((lo | up << 4) - 32);
-        }
-        break;
-      }
+      break;
+    }
     }
   }
 }
@@ -265,7 +278,7 @@ float half_to_float(uint16_t h) {
     u = s | 0x7f800000u | m << 13;
   else if (e)
     u = s | (e + 112) << 23 | m << 13;
-  else {  // subnormal halves are normal floats: m * 2^-24, exactly
+  else { // subnormal halves are normal floats: m * 2^-24, exactly
     float f = static_cast<float>(m) * 5.9604644775390625e-8f;
     std::memcpy(&u, &f, 4);
     u |= s;
@@ -279,13 +292,17 @@ uint16_t float_to_half(float f) {
   uint32_t u;
   std::memcpy(&u, &f, 4);
   uint32_t s = u >> 16 & 0x8000, a = u & 0x7fffffff;
-  if (a > 0x7f800000u) return static_cast<uint16_t>(s | 0x7e00 | (a >> 13 & 0x3ff));
-  if (a >= 0x477ff000u) return static_cast<uint16_t>(s | 0x7c00);  // rounds to infinity
-  if (a < 0x38800000u) {                                           // subnormal half
-    if (a < 0x33000000u) return static_cast<uint16_t>(s);
+  if (a > 0x7f800000u)
+    return static_cast<uint16_t>(s | 0x7e00 | (a >> 13 & 0x3ff));
+  if (a >= 0x477ff000u)
+    return static_cast<uint16_t>(s | 0x7c00); // rounds to infinity
+  if (a < 0x38800000u) {                      // subnormal half
+    if (a < 0x33000000u)
+      return static_cast<uint16_t>(s);
     uint32_t shift = 126 - (a >> 23), m = (a & 0x7fffff) | 0x800000;
     uint32_t r = m >> shift, rest = m & ((1u << shift) - 1), half = 1u << (shift - 1);
-    if (rest > half || (rest == half && (r & 1))) ++r;
+    if (rest > half || (rest == half && (r & 1)))
+      ++r;
     return static_cast<uint16_t>(s | r);
   }
   uint32_t r = a - 0x38000000u;
@@ -293,4 +310,4 @@ uint16_t float_to_half(float f) {
   return static_cast<uint16_t>(s | r >> 13);
 }
 
-}  // namespace insula
+} // namespace insula

@@ -19,28 +19,28 @@ namespace insula {
 //         8 pairs of sums over 16 values, then 4 pairs of sums over 32
 //   F32 : f [K][R]
 struct Acts {
-  const uint32_t* q;
-  const float* d;
-  const uint32_t* sums;
-  const float* f;
-  size_t q_tile, d_tile, sums_tile, f_tile;  // elements from tile to tile
+  const uint32_t *q;
+  const float *d;
+  const uint32_t *sums;
+  const float *f;
+  size_t q_tile, d_tile, sums_tile, f_tile; // elements from tile to tile
 };
 
 // One attention task: `n` query vectors against one chunk of one KV head.
 struct AttnChunk {
-  const float* const* q;       // n vectors of head_dim
+  const float *const *q; // n vectors of head_dim
   int n;
   int head_dim;
-  const uint8_t* const* pages;  // pages of this chunk for this KV head: K then V
+  const uint8_t *const *pages; // pages of this chunk for this KV head: K then V
   int positions;               // positions of the chunk that exist, at most kAttnChunk
-  const int* lo;               // per query: first visible position, relative to the chunk
-  const int* hi;               // per query: one past the last visible position
+  const int *lo;               // per query: first visible position, relative to the chunk
+  const int *hi;               // per query: one past the last visible position
   float scale, softcap;        // softcap 0: none
   bool kv_f32;                 // pages hold float32 instead of float16
-  float* scores;               // scratch, n * kAttnChunk floats
-  float* m;                    // out: maximum per query (-inf if nothing is visible)
-  float* l;                    // out: sum of exp(score - m)
-  float* o;                    // out: n * pad16(head_dim), not normalized
+  float *scores;               // scratch, n * kAttnChunk floats
+  float *m;                    // out: maximum per query (-inf if nothing is visible)
+  float *l;                    // out: sum of exp(score - m)
+  float *o;                    // out: n * pad16(head_dim), not normalized
 };
 
 inline constexpr int kAttnChunk = 256;
@@ -56,37 +56,38 @@ struct ActSet {
 //   y = x w^T + bias;  with w2: y = act(x w^T + bias) * (x w2^T + bias2);  add: dst += y.
 struct MatJob {
   Layout layout, layout2;
-  const uint8_t *w, *w2;  // whole packed weights; w2 null if there is no second one
+  const uint8_t *w, *w2; // whole packed weights; w2 null if there is no second one
   const float *bias, *bias2;
-  int first_panel, panels, columns;  // columns of the whole weight
+  int first_panel, panels, columns; // columns of the whole weight
   size_t K;
-  const ActSet* acts;
+  const ActSet *acts;
   int rows, act;
   bool add;
-  float* dst;
+  float *dst;
   size_t dst_stride;
 };
 
-inline constexpr size_t kSums256 = 12;  // words of sums a 256-block
+inline constexpr size_t kSums256 = 12; // words of sums a 256-block
 
 struct KernelTable {
-  const char* name;
-  void (*matmul)(const MatJob& j);
-  int rows;  // R of a tile
+  const char *name;
+  void (*matmul)(const MatJob &j);
+  int rows; // R of a tile
   // One row into its place in a tile (the pointers already at that row).
-  void (*quantize_a32)(const float* x, size_t K, int R, uint32_t* q, float* d, uint32_t* sums);
-  void (*quantize_a256)(const float* x, size_t K, int R, uint32_t* q, float* d, uint32_t* sums);
-  void (*rms_norm)(const float* x, const float* w, size_t n, float eps, float* y);
-  void (*layer_norm)(const float* x, const float* w, const float* b, size_t n, float eps, float* y);
-  void (*glu)(const float* gate, const float* up, size_t n, int act, float* y);  // 0 silu 1 gelu_tanh
-  void (*softcap)(float* x, size_t n, float cap);
-  void (*store_kv)(const float* k, const float* v, int head_dim, int slot_in_page, bool kv_f32,
-                   uint8_t* page);
-  void (*attention)(const AttnChunk& c);
-  void (*attn_merge)(float* m, float* l, float* o, const float* m2, const float* l2,
-                     const float* o2, int head_dim);
-  void (*attn_finish)(const float* l, const float* o, int head_dim, float* out);
-  std::atomic<uint64_t>* calls;       // counted by this level's own matmul code
+  void (*quantize_a32)(const float *x, size_t K, int R, uint32_t *q, float *d, uint32_t *sums);
+  void (*quantize_a256)(const float *x, size_t K, int R, uint32_t *q, float *d, uint32_t *sums);
+  void (*rms_norm)(const float *x, const float *w, size_t n, float eps, float *y);
+  void (*layer_norm)(const float *x, const float *w, const float *b, size_t n, float eps, float *y);
+  void (*glu)(const float *gate, const float *up, size_t n, int act,
+              float *y); // 0 silu 1 gelu_tanh
+  void (*softcap)(float *x, size_t n, float cap);
+  void (*store_kv)(const float *k, const float *v, int head_dim, int slot_in_page, bool kv_f32,
+                   uint8_t *page);
+  void (*attention)(const AttnChunk &c);
+  void (*attn_merge)(float *m, float *l, float *o, const float *m2, const float *l2,
+                     const float *o2, int head_dim);
+  void (*attn_finish)(const float *l, const float *o, int head_dim, float *out);
+  std::atomic<uint64_t> *calls; // counted by this level's own matmul code
 };
 
 inline constexpr int pad16(int n) { return (n + 15) / 16 * 16; }
@@ -96,11 +97,11 @@ inline constexpr size_t kv_page_head_elements(int head_dim) {
   return static_cast<size_t>(kPageTokens) * static_cast<size_t>(head_dim + pad16(head_dim));
 }
 
-const KernelTable* table_scalar();
-const KernelTable* table_avx2();
-const KernelTable* table_avxvnni();
-const KernelTable* table_avxvnni_evex();
-const KernelTable* table_avx512();
-const KernelTable* table_neon();
+const KernelTable *table_scalar();
+const KernelTable *table_avx2();
+const KernelTable *table_avxvnni();
+const KernelTable *table_avxvnni_evex();
+const KernelTable *table_avx512();
+const KernelTable *table_neon();
 
-}  // namespace insula
+} // namespace insula

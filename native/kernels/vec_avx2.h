@@ -9,16 +9,16 @@ namespace {
 
 struct V {
   static constexpr int W = 8;
-  static constexpr int kRows = 4;  // activation rows a tile takes
+  static constexpr int kRows = 4; // activation rows a tile takes
   using F = __m256;
   using I = __m256i;
-  using B = __m256i;  // 32 bytes: 4 k of 8 rows
-  using D = __m256i;  // 16-bit pair sums (AVX2) or 32-bit sums (VNNI)
+  using B = __m256i; // 32 bytes: 4 k of 8 rows
+  using D = __m256i; // 16-bit pair sums (AVX2) or 32-bit sums (VNNI)
   using Sc = __m256i;
   using P16 = __m256i;
 
-  static F loadf(const float* p) { return _mm256_loadu_ps(p); }
-  static void storef(float* p, F v) { _mm256_storeu_ps(p, v); }
+  static F loadf(const float *p) { return _mm256_loadu_ps(p); }
+  static void storef(float *p, F v) { _mm256_storeu_ps(p, v); }
   static F set1(float v) { return _mm256_set1_ps(v); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
@@ -34,20 +34,20 @@ struct V {
   static F pow2(I n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
   }
-  static F load_h(const uint16_t* p) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  static F load_h(const uint16_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
   }
-  static F load_bf(const uint16_t* p) {
-    __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  static F load_bf(const uint16_t *p) {
+    __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
   }
-  static void store_h(uint16_t* p, F v) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+  static void store_h(uint16_t *p, F v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
                      _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
-  static void store_i8(int8_t* p, I v) {
+  static void store_i8(int8_t *p, I v) {
     __m128i w = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(w, w));
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(p), _mm_packs_epi16(w, w));
   }
 
   static I izero() { return _mm256_setzero_si256(); }
@@ -56,20 +56,23 @@ struct V {
   static I isub(I a, I b) { return _mm256_sub_epi32(a, b); }
   template <int n> static I isll(I a) { return _mm256_slli_epi32(a, n); }
 
-  static B loadb(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static B loadb(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
   static B low4(B b) { return _mm256_and_si256(b, _mm256_set1_epi8(15)); }
   static B high4(B b) { return _mm256_and_si256(_mm256_srli_epi16(b, 4), _mm256_set1_epi8(15)); }
   template <int s> static B shift(B b) {
-    if constexpr (s > 0) return _mm256_slli_epi16(b, s);
-    else if constexpr (s < 0) return _mm256_srli_epi16(b, -s);
-    else return b;
+    if constexpr (s > 0)
+      return _mm256_slli_epi16(b, s);
+    else if constexpr (s < 0)
+      return _mm256_srli_epi16(b, -s);
+    else
+      return b;
   }
   static B or_masked(B a, B b, int mask) {
     return _mm256_or_si256(a, _mm256_and_si256(b, _mm256_set1_epi8(static_cast<char>(mask))));
   }
 
   static D dzero() { return _mm256_setzero_si256(); }
-  static __m256i bcast(const uint32_t* x) { return _mm256_set1_epi32(static_cast<int>(*x)); }
+  static __m256i bcast(const uint32_t *x) { return _mm256_set1_epi32(static_cast<int>(*x)); }
 
   // Compilers turn a chain of integer additions into a tree and spill every product on the way.
   static __m256i in_order(__m256i v) {
@@ -78,7 +81,7 @@ struct V {
   }
 
 #ifdef INSULA_VNNI256
-  static __m256i dpbusd(__m256i d, __m256i w, const uint32_t* x) {
+  static __m256i dpbusd(__m256i d, __m256i w, const uint32_t *x) {
 #ifdef __AVXVNNI__
     return _mm256_dpbusd_avx_epi32(d, w, bcast(x));
 #else
@@ -87,16 +90,16 @@ struct V {
 #endif
   }
   static constexpr int defer(int) { return 64; }
-  static D dot(D d, B w, const uint32_t* x) { return dpbusd(d, w, x); }
+  static D dot(D d, B w, const uint32_t *x) { return dpbusd(d, w, x); }
   static constexpr int s8_bias = 128;
   static B prep_s8(B w) { return _mm256_xor_si256(w, _mm256_set1_epi8(static_cast<char>(0x80))); }
-  static D dot_s8(D d, B w, const uint32_t* x) { return dot(d, w, x); }
+  static D dot_s8(D d, B w, const uint32_t *x) { return dot(d, w, x); }
   static I widen(D d) { return d; }
-  static Sc scale_u8(const uint8_t* p) {
-    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  static Sc scale_u8(const uint8_t *p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
   }
-  static Sc scale_s8(const uint8_t* p) {
-    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  static Sc scale_s8(const uint8_t *p) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
   }
   static I scale_add(I s, D d, Sc sc) {
     return in_order(_mm256_add_epi32(s, _mm256_mullo_epi32(sc, d)));
@@ -107,38 +110,38 @@ struct V {
     int n = 32767 / (umax * 254);
     return n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
   }
-  static D dot(D d, B w, const uint32_t* x) {
+  static D dot(D d, B w, const uint32_t *x) {
     return in_order(_mm256_add_epi16(d, _mm256_maddubs_epi16(w, bcast(x))));
   }
   // |w| * sign(x): 128 * 127 * 2 still fits, where u8 weights above 127 would saturate.
   static constexpr int s8_bias = 0;
   static B prep_s8(B w) { return w; }
-  static D dot_s8(D d, B w, const uint32_t* x) {
+  static D dot_s8(D d, B w, const uint32_t *x) {
     return in_order(_mm256_add_epi16(
         d, _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(bcast(x), w))));
   }
   static I widen(D d) { return _mm256_madd_epi16(d, _mm256_set1_epi16(1)); }
-  static __m128i twice(const uint8_t* p) {
-    __m128i a = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  static __m128i twice(const uint8_t *p) {
+    __m128i a = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p));
     return _mm_unpacklo_epi8(a, a);
   }
-  static Sc scale_u8(const uint8_t* p) { return _mm256_cvtepu8_epi16(twice(p)); }
-  static Sc scale_s8(const uint8_t* p) { return _mm256_cvtepi8_epi16(twice(p)); }
+  static Sc scale_u8(const uint8_t *p) { return _mm256_cvtepu8_epi16(twice(p)); }
+  static Sc scale_s8(const uint8_t *p) { return _mm256_cvtepi8_epi16(twice(p)); }
   static I scale_add(I s, D d, Sc sc) {
     return in_order(_mm256_add_epi32(s, _mm256_madd_epi16(d, sc)));
   }
 #endif
 
-  static __m128i pairs(const uint8_t* p) {
-    return _mm_unpacklo_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)),
-                             _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 16)));
+  static __m128i pairs(const uint8_t *p) {
+    return _mm_unpacklo_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)),
+                             _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p + 16)));
   }
-  static P16 pairs_u8(const uint8_t* p) { return _mm256_cvtepu8_epi16(pairs(p)); }
-  static P16 pairs_s8(const uint8_t* p) { return _mm256_cvtepi8_epi16(pairs(p)); }
-  static I madd16(I acc, P16 w, const uint32_t* x) {
+  static P16 pairs_u8(const uint8_t *p) { return _mm256_cvtepu8_epi16(pairs(p)); }
+  static P16 pairs_s8(const uint8_t *p) { return _mm256_cvtepi8_epi16(pairs(p)); }
+  static I madd16(I acc, P16 w, const uint32_t *x) {
     return in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(w, bcast(x))));
   }
-  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  static void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 };
 
-}  // namespace
+} // namespace

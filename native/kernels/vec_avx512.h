@@ -9,16 +9,16 @@ namespace {
 
 struct V {
   static constexpr int W = 16;
-  static constexpr int kRows = 8;  // activation rows a tile takes
+  static constexpr int kRows = 8; // activation rows a tile takes
   using F = __m512;
   using I = __m512i;
-  using B = __m512i;   // 64 bytes: 4 k of 16 rows
-  using D = __m512i;   // dot accumulator
-  using Sc = __m512i;  // one integer scale per row
+  using B = __m512i;  // 64 bytes: 4 k of 16 rows
+  using D = __m512i;  // dot accumulator
+  using Sc = __m512i; // one integer scale per row
   using P16 = __m512i;
 
-  static F loadf(const float* p) { return _mm512_loadu_ps(p); }
-  static void storef(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static F loadf(const float *p) { return _mm512_loadu_ps(p); }
+  static void storef(float *p, F v) { _mm512_storeu_ps(p, v); }
   static F set1(float v) { return _mm512_set1_ps(v); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
@@ -34,19 +34,19 @@ struct V {
   static F pow2(I n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
   }
-  static F load_h(const uint16_t* p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  static F load_h(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
   }
-  static F load_bf(const uint16_t* p) {
-    __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  static F load_bf(const uint16_t *p) {
+    __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
   }
-  static void store_h(uint16_t* p, F v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+  static void store_h(uint16_t *p, F v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
-  static void store_i8(int8_t* p, I v) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(v));
+  static void store_i8(int8_t *p, I v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(v));
   }
 
   static I izero() { return _mm512_setzero_si512(); }
@@ -55,52 +55,55 @@ struct V {
   static I isub(I a, I b) { return _mm512_sub_epi32(a, b); }
   template <int n> static I isll(I a) { return _mm512_slli_epi32(a, n); }
 
-  static B loadb(const void* p) { return _mm512_loadu_si512(p); }
+  static B loadb(const void *p) { return _mm512_loadu_si512(p); }
   static B low4(B b) { return _mm512_and_si512(b, _mm512_set1_epi8(15)); }
   static B high4(B b) { return _mm512_and_si512(_mm512_srli_epi16(b, 4), _mm512_set1_epi8(15)); }
-  template <int s> static B shift(B b) {  // left by s, right by -s
-    if constexpr (s > 0) return _mm512_slli_epi16(b, s);
-    else if constexpr (s < 0) return _mm512_srli_epi16(b, -s);
-    else return b;
+  template <int s> static B shift(B b) { // left by s, right by -s
+    if constexpr (s > 0)
+      return _mm512_slli_epi16(b, s);
+    else if constexpr (s < 0)
+      return _mm512_srli_epi16(b, -s);
+    else
+      return b;
   }
-  static B or_masked(B a, B b, int mask) {  // a | (b & mask)
+  static B or_masked(B a, B b, int mask) { // a | (b & mask)
     return _mm512_ternarylogic_epi32(a, b, _mm512_set1_epi8(static_cast<char>(mask)), 0xF8);
   }
 
   static constexpr int defer(int) { return 64; }
   static D dzero() { return _mm512_setzero_si512(); }
-  static D dot(D d, B w, const uint32_t* x) {
+  static D dot(D d, B w, const uint32_t *x) {
     // The broadcast as a memory operand: compilers split it into two instructions and a copy.
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(d) : "v"(w), "m"(*x));
     return d;
   }
   static constexpr int s8_bias = 128;
   static B prep_s8(B w) { return _mm512_xor_si512(w, _mm512_set1_epi8(static_cast<char>(0x80))); }
-  static D dot_s8(D d, B w, const uint32_t* x) { return dot(d, w, x); }
+  static D dot_s8(D d, B w, const uint32_t *x) { return dot(d, w, x); }
   static I widen(D d) { return d; }
-  static Sc scale_u8(const uint8_t* p) {
-    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  static Sc scale_u8(const uint8_t *p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
   }
-  static Sc scale_s8(const uint8_t* p) {
-    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  static Sc scale_s8(const uint8_t *p) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
   }
   static I scale_add(I s, D d, Sc sc) {
     s = _mm512_add_epi32(s, _mm512_mullo_epi32(sc, d));
-    __asm__("" : "+v"(s));  // keeps the sums in order, and so in registers
+    __asm__("" : "+v"(s)); // keeps the sums in order, and so in registers
     return s;
   }
-  static __m256i pairs(const uint8_t* p) {  // rows of two neighbouring sub-blocks, interleaved
-    __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16));
+  static __m256i pairs(const uint8_t *p) { // rows of two neighbouring sub-blocks, interleaved
+    __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+    __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p + 16));
     return _mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b));
   }
-  static P16 pairs_u8(const uint8_t* p) { return _mm512_cvtepu8_epi16(pairs(p)); }
-  static P16 pairs_s8(const uint8_t* p) { return _mm512_cvtepi8_epi16(pairs(p)); }
-  static I madd16(I acc, P16 w, const uint32_t* x) {
+  static P16 pairs_u8(const uint8_t *p) { return _mm512_cvtepu8_epi16(pairs(p)); }
+  static P16 pairs_s8(const uint8_t *p) { return _mm512_cvtepi8_epi16(pairs(p)); }
+  static I madd16(I acc, P16 w, const uint32_t *x) {
     __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*x));
     return acc;
   }
-  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  static void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 };
 
-}  // namespace
+} // namespace

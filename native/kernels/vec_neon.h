@@ -9,16 +9,18 @@ namespace {
 
 struct V {
   static constexpr int W = 4;
-  static constexpr int kRows = 4;  // activation rows a tile takes
+  static constexpr int kRows = 4; // activation rows a tile takes
   using F = float32x4_t;
   using I = int32x4_t;
-  using B = uint8x16_t;  // 4 k of 4 rows
-  struct D { int32x4_t lo, hi; };  // pair sums of rows 0,1 and of rows 2,3
+  using B = uint8x16_t; // 4 k of 4 rows
+  struct D {
+    int32x4_t lo, hi;
+  }; // pair sums of rows 0,1 and of rows 2,3
   using Sc = int32x4_t;
   using P16 = int16x8_t;
 
-  static F loadf(const float* p) { return vld1q_f32(p); }
-  static void storef(float* p, F v) { vst1q_f32(p, v); }
+  static F loadf(const float *p) { return vld1q_f32(p); }
+  static void storef(float *p, F v) { vst1q_f32(p, v); }
   static F set1(float v) { return vdupq_n_f32(v); }
   static F add(F a, F b) { return vaddq_f32(a, b); }
   static F sub(F a, F b) { return vsubq_f32(a, b); }
@@ -34,14 +36,12 @@ struct V {
   static F pow2(I n) {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
   }
-  static F load_h(const uint16_t* p) {
-    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
-  }
-  static F load_bf(const uint16_t* p) {
+  static F load_h(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+  static F load_bf(const uint16_t *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
   }
-  static void store_h(uint16_t* p, F v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
-  static void store_i8(int8_t* p, I v) {
+  static void store_h(uint16_t *p, F v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+  static void store_i8(int8_t *p, I v) {
     int16x4_t h = vqmovn_s32(v);
     int8x8_t b = vqmovn_s16(vcombine_s16(h, h));
     uint32_t u = vget_lane_u32(vreinterpret_u32_s8(b), 0);
@@ -54,13 +54,16 @@ struct V {
   static I isub(I a, I b) { return vsubq_s32(a, b); }
   template <int n> static I isll(I a) { return vshlq_n_s32(a, n); }
 
-  static B loadb(const void* p) { return vld1q_u8(static_cast<const uint8_t*>(p)); }
+  static B loadb(const void *p) { return vld1q_u8(static_cast<const uint8_t *>(p)); }
   static B low4(B b) { return vandq_u8(b, vdupq_n_u8(15)); }
   static B high4(B b) { return vshrq_n_u8(b, 4); }
   template <int s> static B shift(B b) {
-    if constexpr (s > 0) return vshlq_n_u8(b, s);
-    else if constexpr (s < 0) return vshrq_n_u8(b, -s);
-    else return b;
+    if constexpr (s > 0)
+      return vshlq_n_u8(b, s);
+    else if constexpr (s < 0)
+      return vshrq_n_u8(b, -s);
+    else
+      return b;
   }
   static B or_masked(B a, B b, int mask) {
     return vorrq_u8(a, vandq_u8(b, vdupq_n_u8(static_cast<uint8_t>(mask))));
@@ -68,37 +71,37 @@ struct V {
 
   static constexpr int defer(int) { return 64; }
   static D dzero() { return {izero(), izero()}; }
-  static D dot_s8(D d, B w, const uint32_t* x) {
+  static D dot_s8(D d, B w, const uint32_t *x) {
     int8x16_t s = vreinterpretq_s8_u8(w), q = vreinterpretq_s8_u32(vdupq_n_u32(*x));
     d.lo = vpadalq_s16(d.lo, vmull_s8(vget_low_s8(s), vget_low_s8(q)));
     d.hi = vpadalq_s16(d.hi, vmull_s8(vget_high_s8(s), vget_high_s8(q)));
     return d;
   }
-  static D dot(D d, B w, const uint32_t* x) { return dot_s8(d, w, x); }  // weights are below 128
+  static D dot(D d, B w, const uint32_t *x) { return dot_s8(d, w, x); } // weights are below 128
   static constexpr int s8_bias = 0;
   static B prep_s8(B w) { return w; }
   static I widen(D d) { return vpaddq_s32(d.lo, d.hi); }
-  static Sc scale_u8(const uint8_t* p) { return Sc{p[0], p[1], p[2], p[3]}; }
-  static Sc scale_s8(const uint8_t* p) {
+  static Sc scale_u8(const uint8_t *p) { return Sc{p[0], p[1], p[2], p[3]}; }
+  static Sc scale_s8(const uint8_t *p) {
     return Sc{static_cast<int8_t>(p[0]), static_cast<int8_t>(p[1]), static_cast<int8_t>(p[2]),
               static_cast<int8_t>(p[3])};
   }
   static I scale_add(I s, D d, Sc sc) { return vmlaq_s32(s, sc, widen(d)); }
-  static uint8x8_t pairs(const uint8_t* p) {
+  static uint8x8_t pairs(const uint8_t *p) {
     uint32_t a, b;
     std::memcpy(&a, p, 4);
     std::memcpy(&b, p + 16, 4);
     return vzip1_u8(vreinterpret_u8_u32(vdup_n_u32(a)), vreinterpret_u8_u32(vdup_n_u32(b)));
   }
-  static P16 pairs_u8(const uint8_t* p) { return vreinterpretq_s16_u16(vmovl_u8(pairs(p))); }
-  static P16 pairs_s8(const uint8_t* p) { return vmovl_s8(vreinterpret_s8_u8(pairs(p))); }
-  static I madd16(I acc, P16 w, const uint32_t* x) {
+  static P16 pairs_u8(const uint8_t *p) { return vreinterpretq_s16_u16(vmovl_u8(pairs(p))); }
+  static P16 pairs_s8(const uint8_t *p) { return vmovl_s8(vreinterpret_s8_u8(pairs(p))); }
+  static I madd16(I acc, P16 w, const uint32_t *x) {
     int16x8_t q = vreinterpretq_s16_u32(vdupq_n_u32(*x));
     int32x4_t lo = vmull_s16(vget_low_s16(w), vget_low_s16(q));
     int32x4_t hi = vmull_s16(vget_high_s16(w), vget_high_s16(q));
     return vaddq_s32(acc, vpaddq_s32(lo, hi));
   }
-  static void prefetch(const void* p) { __builtin_prefetch(p); }
+  static void prefetch(const void *p) { __builtin_prefetch(p); }
 };
 
-}  // namespace
+} // namespace

@@ -13,9 +13,9 @@
 namespace insula {
 namespace {
 
-[[noreturn]] void fail(const std::string& what) { throw std::invalid_argument(what); }
+[[noreturn]] void fail(const std::string &what) { throw std::invalid_argument(what); }
 
-}  // namespace
+} // namespace
 
 struct Model::Impl {
   State s;
@@ -24,22 +24,25 @@ struct Model::Impl {
   std::unique_ptr<Executor> executor;
   std::mutex mutex;
   size_t weight_bytes = 0;
-  Impl(const KernelTable* k, int threads) : pool(threads) { s.kernels = k; }
+  Impl(const KernelTable *k, int threads) : pool(threads) { s.kernels = k; }
 };
 
-Model::Model(const std::string& isa, int threads) {
+Model::Model(const std::string &isa, int threads) {
   std::string error;
-  const KernelTable* k = select_level(isa.c_str(), &error);
-  if (!k) fail(error);
+  const KernelTable *k = select_level(isa.c_str(), &error);
+  if (!k)
+    fail(error);
   impl_ = std::make_unique<Impl>(k, threads > 0 ? threads : topology().threads);
 }
 Model::~Model() = default;
 
-int Model::add_weight(int type, int rows, int cols, const uint8_t* data, size_t bytes, bool drop) {
+int Model::add_weight(int type, int rows, int cols, const uint8_t *data, size_t bytes, bool drop) {
   Layout l;
-  if (!layout_of(type, &l)) fail("no kernel for tensor type " + std::to_string(type));
-  const LayoutInfo& li = info(l);
-  if (rows <= 0 || cols <= 0 || cols % li.block) fail("a row is not a whole number of blocks");
+  if (!layout_of(type, &l))
+    fail("no kernel for tensor type " + std::to_string(type));
+  const LayoutInfo &li = info(l);
+  if (rows <= 0 || cols <= 0 || cols % li.block)
+    fail("a row is not a whole number of blocks");
   const size_t k = static_cast<size_t>(cols);
   const size_t row = k / static_cast<size_t>(li.block) * static_cast<size_t>(li.file_bytes);
   if (bytes / static_cast<size_t>(rows) != row || bytes % static_cast<size_t>(rows))
@@ -54,14 +57,15 @@ int Model::add_weight(int type, int rows, int cols, const uint8_t* data, size_t 
     Claims c;
     impl_->pool.run([&](int) {
       for (int p; (p = p0 + c.claim(1)) < p1;) {
-        const uint8_t* r[kPanel] = {};
+        const uint8_t *r[kPanel] = {};
         for (int i = 0; i < kPanel && p * kPanel + i < rows; ++i)
           r[i] = data + static_cast<size_t>(p * kPanel + i) * row;
         pack_panel(l, r, k, out.data() + static_cast<size_t>(p) * pb);
       }
     });
     const size_t a = static_cast<size_t>(p0) * kPanel * row;
-    if (drop) drop_pages(data + a, std::min(bytes, static_cast<size_t>(p1) * kPanel * row) - a);
+    if (drop)
+      drop_pages(data + a, std::min(bytes, static_cast<size_t>(p1) * kPanel * row) - a);
   }
   Weight w;
   w.layout = l, w.rows = rows, w.cols = k, w.data = out.data();
@@ -72,23 +76,25 @@ int Model::add_weight(int type, int rows, int cols, const uint8_t* data, size_t 
   return static_cast<int>(impl_->s.weights.size()) - 1;
 }
 
-int Model::add_vector(const float* data, size_t n) {
+int Model::add_vector(const float *data, size_t n) {
   impl_->s.vectors.emplace_back(data, data + n);
   return static_cast<int>(impl_->s.vectors.size()) - 1;
 }
 
-int Model::add_freqs(const double* data, size_t n) {
+int Model::add_freqs(const double *data, size_t n) {
   impl_->s.freqs.emplace_back(data, data + n);
   return static_cast<int>(impl_->s.freqs.size()) - 1;
 }
 
 void Model::set_program(std::vector<Op> ops, std::vector<int> widths, std::vector<Slot> slots) {
-  State& s = impl_->s;
+  State &s = impl_->s;
   for (int w : widths)
-    if (w <= 0 || w > (1 << 24)) fail("a buffer's width is out of range");
-  for (const Slot& t : slots)
-    if (t.kv_heads <= 0 || t.head_dim <= 0 || t.head_dim > 1024) fail("a slot's shape is wrong");
-  for (const Op& o : ops)
+    if (w <= 0 || w > (1 << 24))
+      fail("a buffer's width is out of range");
+  for (const Slot &t : slots)
+    if (t.kv_heads <= 0 || t.head_dim <= 0 || t.head_dim > 1024)
+      fail("a slot's shape is wrong");
+  for (const Op &o : ops)
     if (o.kind == OpKind::Attention && o.heads / std::max(1, o.kv_heads) > 32)
       fail("more than 32 query heads share a kv head");
   s.phases = compile(ops, widths, slots, s.weights, s.vectors, s.freqs);
@@ -98,12 +104,14 @@ void Model::set_program(std::vector<Op> ops, std::vector<int> widths, std::vecto
 }
 
 void Model::allocate(int n_pages, bool kv_f32, int max_rows) {
-  State& s = impl_->s;
-  if (s.phases.empty()) fail("no program");
-  if (n_pages <= 0 || max_rows <= 0) fail("pages and rows must be positive");
+  State &s = impl_->s;
+  if (s.phases.empty())
+    fail("no program");
+  if (n_pages <= 0 || max_rows <= 0)
+    fail("pages and rows must be positive");
   s.n_pages = n_pages, s.max_rows = max_rows, s.kv_f32 = kv_f32;
   s.kv.clear(), s.buffers.clear(), s.rope.clear(), s.head_bytes.clear(), s.strides.clear();
-  for (const Slot& t : s.slots) {
+  for (const Slot &t : s.slots) {
     s.head_bytes.push_back(kv_page_head_elements(t.head_dim) * (kv_f32 ? 4 : 2));
     s.kv.emplace_back(s.head_bytes.back() * static_cast<size_t>(t.kv_heads) *
                       static_cast<size_t>(n_pages));
@@ -112,21 +120,23 @@ void Model::allocate(int n_pages, bool kv_f32, int max_rows) {
     s.strides.push_back((static_cast<size_t>(w) + 15) / 16 * 16);
     s.buffers.emplace_back(s.strides.back() * static_cast<size_t>(max_rows) * 4);
   }
-  for (const auto& f : s.freqs)
+  for (const auto &f : s.freqs)
     s.rope.emplace_back(f.size() * 2 * static_cast<size_t>(max_rows) * 4);
   impl_->executor = std::make_unique<Executor>(s, impl_->pool);
 }
 
-void Model::step(const Batch& b, float* logits) {
+void Model::step(const Batch &b, float *logits) {
   std::lock_guard<std::mutex> lock(impl_->mutex);
-  const State& s = impl_->s;
-  if (!impl_->executor) fail("allocate pages first");
+  const State &s = impl_->s;
+  if (!impl_->executor)
+    fail("allocate pages first");
   if (b.T <= 0 || b.T > s.max_rows)
     fail("a step takes 1 to " + std::to_string(s.max_rows) + " tokens, not " + std::to_string(b.T));
-  if (b.R < 0 || b.R > b.T) fail("more logit rows than tokens");
+  if (b.R < 0 || b.R > b.T)
+    fail("more logit rows than tokens");
   int vocab = 1 << 30;
-  for (const Phase& p : s.phases)
-    for (const Op& o : p.ops)
+  for (const Phase &p : s.phases)
+    for (const Op &o : p.ops)
       if (o.kind == OpKind::Embed)
         vocab = std::min(vocab, s.weights[static_cast<size_t>(o.weight)].rows);
   std::vector<char> seen(b.tables.size());
@@ -135,11 +145,14 @@ void Model::step(const Batch& b, float* logits) {
       fail("token " + std::to_string(b.tokens[t]) + " is not in the vocabulary of " +
            std::to_string(vocab));
     const int r = b.rows[t], pos = b.positions[t];
-    if (r < 0 || r >= static_cast<int>(b.tables.size())) fail("a token names no table");
+    if (r < 0 || r >= static_cast<int>(b.tables.size()))
+      fail("a token names no table");
     const size_t ur = static_cast<size_t>(r);
-    if (pos < 0 || pos / kPageTokens >= b.table_sizes[ur]) fail("a position has no page");
+    if (pos < 0 || pos / kPageTokens >= b.table_sizes[ur])
+      fail("a position has no page");
     if (t > 0 && b.rows[t - 1] == r) {
-      if (pos != b.positions[t - 1] + 1) fail("positions of a sequence must follow one another");
+      if (pos != b.positions[t - 1] + 1)
+        fail("positions of a sequence must follow one another");
     } else if (seen[ur]) {
       fail("tokens of one sequence must stand together");
     }
@@ -147,17 +160,21 @@ void Model::step(const Batch& b, float* logits) {
   }
   for (size_t i = 0; i < b.tables.size(); ++i)
     for (int k = 0; k < b.table_sizes[i]; ++k)
-      if (b.tables[i][k] < 0 || b.tables[i][k] >= s.n_pages) fail("a page does not exist");
+      if (b.tables[i][k] < 0 || b.tables[i][k] >= s.n_pages)
+        fail("a page does not exist");
   for (int i = 0; i < b.R; ++i)
-    if (b.logit_rows[i] < 0 || b.logit_rows[i] >= b.T) fail("a logit row does not exist");
+    if (b.logit_rows[i] < 0 || b.logit_rows[i] >= b.T)
+      fail("a logit row does not exist");
   impl_->executor->step(b, logits);
 }
 
 void Model::copy_page(int from, int to) {
   std::lock_guard<std::mutex> lock(impl_->mutex);
-  const State& s = impl_->s;
-  if (from < 0 || to < 0 || from >= s.n_pages || to >= s.n_pages) fail("a page does not exist");
-  if (from == to) return;
+  const State &s = impl_->s;
+  if (from < 0 || to < 0 || from >= s.n_pages || to >= s.n_pages)
+    fail("a page does not exist");
+  if (from == to)
+    return;
   for (size_t i = 0; i < s.slots.size(); ++i)
     std::memcpy(s.page(static_cast<int>(i), to, 0), s.page(static_cast<int>(i), from, 0),
                 s.head_bytes[i] * static_cast<size_t>(s.slots[i].kv_heads));
@@ -167,16 +184,16 @@ int Model::n_vocab() const { return impl_->s.n_vocab; }
 int Model::n_pages() const { return impl_->s.n_pages; }
 int Model::max_rows() const { return impl_->s.max_rows; }
 int Model::threads() const { return impl_->pool.size(); }
-const char* Model::isa() const { return impl_->s.kernels->name; }
+const char *Model::isa() const { return impl_->s.kernels->name; }
 size_t Model::weight_bytes() const { return impl_->weight_bytes; }
 uint64_t Model::kernel_calls() const { return impl_->s.kernels->calls->load(); }
 int Model::phases() const { return static_cast<int>(impl_->s.phases.size()); }
 size_t Model::page_bytes() const {
   size_t n = 0;
-  for (const Slot& t : impl_->s.slots)
+  for (const Slot &t : impl_->s.slots)
     n += kv_page_head_elements(t.head_dim) * (impl_->s.kv_f32 ? 4 : 2) *
          static_cast<size_t>(t.kv_heads);
   return n;
 }
 
-}  // namespace insula
+} // namespace insula

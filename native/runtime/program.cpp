@@ -6,121 +6,150 @@
 namespace insula {
 namespace {
 
-const char* name(OpKind k) {
+const char *name(OpKind k) {
   switch (k) {
-    case OpKind::Embed: return "Embed";
-    case OpKind::Norm: return "Norm";
-    case OpKind::Linear: return "Linear";
-    case OpKind::Rope: return "Rope";
-    case OpKind::Attention: return "Attention";
-    case OpKind::Glu: return "Glu";
-    case OpKind::Add: return "Add";
-    case OpKind::Scale: return "Scale";
-    case OpKind::Logits: return "Logits";
+  case OpKind::Embed:
+    return "Embed";
+  case OpKind::Norm:
+    return "Norm";
+  case OpKind::Linear:
+    return "Linear";
+  case OpKind::Rope:
+    return "Rope";
+  case OpKind::Attention:
+    return "Attention";
+  case OpKind::Glu:
+    return "Glu";
+  case OpKind::Add:
+    return "Add";
+  case OpKind::Scale:
+    return "Scale";
+  case OpKind::Logits:
+    return "Logits";
   }
   return "?";
 }
 
 struct Checker {
-  const std::vector<int>& widths;
-  const std::vector<Slot>& slots;
-  const std::vector<Weight>& weights;
-  const std::vector<std::vector<float>>& vectors;
-  const std::vector<std::vector<double>>& freqs;
+  const std::vector<int> &widths;
+  const std::vector<Slot> &slots;
+  const std::vector<Weight> &weights;
+  const std::vector<std::vector<float>> &vectors;
+  const std::vector<std::vector<double>> &freqs;
   size_t at = 0;
   OpKind kind = OpKind::Embed;
 
-  [[noreturn]] void fail(const std::string& what) const {
+  [[noreturn]] void fail(const std::string &what) const {
     throw std::invalid_argument("op " + std::to_string(at) + " (" + name(kind) + "): " + what);
   }
-  void need(bool ok, const char* what) const {
-    if (!ok) fail(what);
+  void need(bool ok, const char *what) const {
+    if (!ok)
+      fail(what);
   }
   int width(int b) const {
-    if (b < 0 || b >= static_cast<int>(widths.size())) fail("no such buffer");
+    if (b < 0 || b >= static_cast<int>(widths.size()))
+      fail("no such buffer");
     return widths[static_cast<size_t>(b)];
   }
-  const Weight& weight(int i) const {
-    if (i < 0 || i >= static_cast<int>(weights.size())) fail("no such weight");
+  const Weight &weight(int i) const {
+    if (i < 0 || i >= static_cast<int>(weights.size()))
+      fail("no such weight");
     return weights[static_cast<size_t>(i)];
   }
   void vector(int i, int n, bool optional) const {
-    if (i < 0 && optional) return;
-    if (i < 0 || i >= static_cast<int>(vectors.size())) fail("no such vector");
+    if (i < 0 && optional)
+      return;
+    if (i < 0 || i >= static_cast<int>(vectors.size()))
+      fail("no such vector");
     if (static_cast<int>(vectors[static_cast<size_t>(i)].size()) != n)
-      fail("vector of " + std::to_string(vectors[static_cast<size_t>(i)].size()) +
-           " where " + std::to_string(n) + " is needed");
+      fail("vector of " + std::to_string(vectors[static_cast<size_t>(i)].size()) + " where " +
+           std::to_string(n) + " is needed");
   }
 
-  void check(const Op& o, size_t index) {
+  void check(const Op &o, size_t index) {
     at = index, kind = o.kind;
     switch (o.kind) {
-      case OpKind::Embed:
-        need(static_cast<int>(weight(o.weight).cols) == width(o.dst), "widths differ");
-        break;
-      case OpKind::Norm:
-        need(width(o.dst) == width(o.src), "widths differ");
-        need(o.heads > 0 && width(o.src) % o.heads == 0, "heads do not divide the width");
-        vector(o.weight, width(o.src) / o.heads, false);
-        vector(o.bias, width(o.src) / o.heads, true);
-        break;
-      case OpKind::Linear:
-        need(o.dst != o.src, "dst and src are one buffer");
-        need(static_cast<int>(weight(o.weight).cols) == width(o.src), "input width differs");
-        need(weight(o.weight).rows == width(o.dst), "output width differs");
-        vector(o.bias, width(o.dst), true);
-        break;
-      case OpKind::Rope:
-        need(o.freqs >= 0 && o.freqs < static_cast<int>(freqs.size()), "no such frequencies");
-        need(o.heads > 0 && o.heads * o.head_dim == width(o.dst), "heads do not fill the buffer");
-        need(2 * static_cast<int>(freqs[static_cast<size_t>(o.freqs)].size()) <= o.head_dim,
-             "more pairs than the head has");
-        break;
-      case OpKind::Attention: {
-        need(o.slot >= 0 && o.slot < static_cast<int>(slots.size()), "no such slot");
-        const Slot& s = slots[static_cast<size_t>(o.slot)];
-        need(s.kv_heads == o.kv_heads && s.head_dim == o.head_dim, "the slot has another shape");
-        need(o.kv_heads > 0 && o.heads % o.kv_heads == 0, "kv_heads do not divide heads");
-        need(width(o.src) == o.heads * o.head_dim && width(o.dst) == width(o.src),
-             "q and dst need heads * head_dim");
-        need(width(o.k) == o.kv_heads * o.head_dim && width(o.v) == width(o.k),
-             "k and v need kv_heads * head_dim");
-        need(o.window >= 0, "negative window");
-        need(o.dst != o.k && o.dst != o.v, "dst is also k or v");
-        break;
-      }
-      case OpKind::Glu:
-        need(width(o.dst) == width(o.src) && width(o.dst) == width(o.k), "widths differ");
-        break;
-      case OpKind::Add: need(width(o.dst) == width(o.src), "widths differ"); break;
-      case OpKind::Scale: width(o.dst); break;
-      case OpKind::Logits:
-        need(static_cast<int>(weight(o.weight).cols) == width(o.src), "input width differs");
-        break;
+    case OpKind::Embed:
+      need(static_cast<int>(weight(o.weight).cols) == width(o.dst), "widths differ");
+      break;
+    case OpKind::Norm:
+      need(width(o.dst) == width(o.src), "widths differ");
+      need(o.heads > 0 && width(o.src) % o.heads == 0, "heads do not divide the width");
+      vector(o.weight, width(o.src) / o.heads, false);
+      vector(o.bias, width(o.src) / o.heads, true);
+      break;
+    case OpKind::Linear:
+      need(o.dst != o.src, "dst and src are one buffer");
+      need(static_cast<int>(weight(o.weight).cols) == width(o.src), "input width differs");
+      need(weight(o.weight).rows == width(o.dst), "output width differs");
+      vector(o.bias, width(o.dst), true);
+      break;
+    case OpKind::Rope:
+      need(o.freqs >= 0 && o.freqs < static_cast<int>(freqs.size()), "no such frequencies");
+      need(o.heads > 0 && o.heads * o.head_dim == width(o.dst), "heads do not fill the buffer");
+      need(2 * static_cast<int>(freqs[static_cast<size_t>(o.freqs)].size()) <= o.head_dim,
+           "more pairs than the head has");
+      break;
+    case OpKind::Attention: {
+      need(o.slot >= 0 && o.slot < static_cast<int>(slots.size()), "no such slot");
+      const Slot &s = slots[static_cast<size_t>(o.slot)];
+      need(s.kv_heads == o.kv_heads && s.head_dim == o.head_dim, "the slot has another shape");
+      need(o.kv_heads > 0 && o.heads % o.kv_heads == 0, "kv_heads do not divide heads");
+      need(width(o.src) == o.heads * o.head_dim && width(o.dst) == width(o.src),
+           "q and dst need heads * head_dim");
+      need(width(o.k) == o.kv_heads * o.head_dim && width(o.v) == width(o.k),
+           "k and v need kv_heads * head_dim");
+      need(o.window >= 0, "negative window");
+      need(o.dst != o.k && o.dst != o.v, "dst is also k or v");
+      break;
+    }
+    case OpKind::Glu:
+      need(width(o.dst) == width(o.src) && width(o.dst) == width(o.k), "widths differ");
+      break;
+    case OpKind::Add:
+      need(width(o.dst) == width(o.src), "widths differ");
+      break;
+    case OpKind::Scale:
+      width(o.dst);
+      break;
+    case OpKind::Logits:
+      need(static_cast<int>(weight(o.weight).cols) == width(o.src), "input width differs");
+      break;
     }
   }
 };
 
-bool reads(const Op& o, int b) {
+bool reads(const Op &o, int b) {
   switch (o.kind) {
-    case OpKind::Embed: return false;
-    case OpKind::Norm: case OpKind::Linear: case OpKind::Logits: return o.src == b;
-    case OpKind::Rope: case OpKind::Scale: return o.dst == b;
-    case OpKind::Attention: return o.src == b || o.k == b || o.v == b;
-    case OpKind::Glu: return o.src == b || o.k == b;
-    case OpKind::Add: return o.src == b || o.dst == b;
+  case OpKind::Embed:
+    return false;
+  case OpKind::Norm:
+  case OpKind::Linear:
+  case OpKind::Logits:
+    return o.src == b;
+  case OpKind::Rope:
+  case OpKind::Scale:
+    return o.dst == b;
+  case OpKind::Attention:
+    return o.src == b || o.k == b || o.v == b;
+  case OpKind::Glu:
+    return o.src == b || o.k == b;
+  case OpKind::Add:
+    return o.src == b || o.dst == b;
   }
   return true;
 }
-bool overwrites(const Op& o, int b) {
+bool overwrites(const Op &o, int b) {
   return o.dst == b && o.kind != OpKind::Add && o.kind != OpKind::Rope && o.kind != OpKind::Scale;
 }
 
 // Whether the value of `b` is never read from op `from` on.
-bool dead(const std::vector<Op>& ops, size_t from, int b) {
+bool dead(const std::vector<Op> &ops, size_t from, int b) {
   for (size_t i = from; i < ops.size(); ++i) {
-    if (reads(ops[i], b)) return false;
-    if (overwrites(ops[i], b)) return true;
+    if (reads(ops[i], b))
+      return false;
+    if (overwrites(ops[i], b))
+      return true;
   }
   return true;
 }
@@ -131,28 +160,29 @@ bool row_wise(OpKind k) {
 }
 
 // Whether op i is a norm that belongs to the product after it.
-bool feeds_product(const std::vector<Op>& ops, size_t i) {
-  if (ops[i].kind != OpKind::Norm || ops[i].heads != 1 || i + 1 >= ops.size()) return false;
-  const Op& next = ops[i + 1];
+bool feeds_product(const std::vector<Op> &ops, size_t i) {
+  if (ops[i].kind != OpKind::Norm || ops[i].heads != 1 || i + 1 >= ops.size())
+    return false;
+  const Op &next = ops[i + 1];
   return next.src == ops[i].dst &&
-         (next.kind == OpKind::Linear ||
-          (next.kind == OpKind::Logits && ops[i].dst != ops[i].src));
+         (next.kind == OpKind::Linear || (next.kind == OpKind::Logits && ops[i].dst != ops[i].src));
 }
 
-}  // namespace
+} // namespace
 
-std::vector<Phase> compile(const std::vector<Op>& ops, const std::vector<int>& widths,
-                           const std::vector<Slot>& slots, const std::vector<Weight>& weights,
-                           const std::vector<std::vector<float>>& vectors,
-                           const std::vector<std::vector<double>>& freqs) {
+std::vector<Phase> compile(const std::vector<Op> &ops, const std::vector<int> &widths,
+                           const std::vector<Slot> &slots, const std::vector<Weight> &weights,
+                           const std::vector<std::vector<float>> &vectors,
+                           const std::vector<std::vector<double>> &freqs) {
   Checker c{widths, slots, weights, vectors, freqs};
-  for (size_t i = 0; i < ops.size(); ++i) c.check(ops[i], i);
+  for (size_t i = 0; i < ops.size(); ++i)
+    c.check(ops[i], i);
   if (ops.empty() || ops.back().kind != OpKind::Logits)
     throw std::invalid_argument("a program ends with Logits");
 
   std::vector<Phase> out;
   for (size_t i = 0; i < ops.size();) {
-    const Op& o = ops[i];
+    const Op &o = ops[i];
     // (A last norm in place stays a row op: the last layer gathers rows, which would overlap.)
     const bool normed = feeds_product(ops, i);
     if (normed || o.kind == OpKind::Linear || o.kind == OpKind::Logits) {
@@ -165,13 +195,15 @@ std::vector<Phase> compile(const std::vector<Op>& ops, const std::vector<int>& w
       }
       const int src = ops[i].src;
       if (ops[i].kind == OpKind::Logits) {
-        if (i + 1 != ops.size()) throw std::invalid_argument("Logits is not the last op");
+        if (i + 1 != ops.size())
+          throw std::invalid_argument("Logits is not the last op");
         p.logits = true;
         p.mats.push_back(ops[i++]);
       } else {
         auto taken = [&](int b) {
-          for (const Op& m : p.mats)
-            if (m.dst == b) return true;
+          for (const Op &m : p.mats)
+            if (m.dst == b)
+              return true;
           return false;
         };
         while (i < ops.size() && ops[i].kind == OpKind::Linear && ops[i].src == src &&
@@ -179,7 +211,7 @@ std::vector<Phase> compile(const std::vector<Op>& ops, const std::vector<int>& w
           p.mats.push_back(ops[i++]);
         if (p.mats.size() == 2 && i < ops.size() && ops[i].kind == OpKind::Glu &&
             ops[i].src == p.mats[0].dst && ops[i].k == p.mats[1].dst && ops[i].dst != src) {
-          const Op& g = ops[i];
+          const Op &g = ops[i];
           const bool gate = g.dst == g.src || dead(ops, i + 1, g.src);
           const bool up = g.dst == g.k || dead(ops, i + 1, g.k);
           if (gate && up) {
@@ -197,31 +229,34 @@ std::vector<Phase> compile(const std::vector<Op>& ops, const std::vector<int>& w
       }
       if (p.norm >= 0) {
         p.keep_norm = p.norm_op.dst == p.norm_op.src || !dead(ops, i, p.norm_op.dst);
-        p.private_ok = !p.keep_norm && p.add_to != p.norm_op.src &&
-                       !(p.glu && p.glu_op.dst == p.norm_op.src);
-        for (const Op& m : p.mats) p.private_ok &= p.logits || m.dst != p.norm_op.src;
+        p.private_ok =
+            !p.keep_norm && p.add_to != p.norm_op.src && !(p.glu && p.glu_op.dst == p.norm_op.src);
+        for (const Op &m : p.mats)
+          p.private_ok &= p.logits || m.dst != p.norm_op.src;
       }
-      for (const Op& m : p.mats) {
-        const Weight& w = weights[static_cast<size_t>(m.weight)];
+      for (const Op &m : p.mats) {
+        const Weight &w = weights[static_cast<size_t>(m.weight)];
         const ActForm f = info(w.layout).act;
         p.a32 |= f == ActForm::A32;
         p.a256 |= f == ActForm::A256;
         p.f32 |= f == ActForm::F32;
         p.panels += (w.rows + kPanel - 1) / kPanel;
       }
-      if (p.glu) p.panels /= 2;
+      if (p.glu)
+        p.panels /= 2;
       out.push_back(std::move(p));
       continue;
     }
     Phase p;
     while (i < ops.size() && row_wise(ops[i].kind)) {
-      if (feeds_product(ops, i)) break;
+      if (feeds_product(ops, i))
+        break;
       p.ops.push_back(ops[i++]);
     }
     if (i < ops.size() && ops[i].kind == OpKind::Attention) {
       p.kind = Phase::Attention;
       p.attention = ops[i];
-      for (const Op& r : p.ops) {
+      for (const Op &r : p.ops) {
         const bool on_q = r.dst == ops[i].src, on_k = r.dst == ops[i].k;
         const int heads = on_q ? ops[i].heads : ops[i].kv_heads;
         const bool head_wise =
@@ -236,4 +271,4 @@ std::vector<Phase> compile(const std::vector<Op>& ops, const std::vector<int>& w
   return out;
 }
 
-}  // namespace insula
+} // namespace insula

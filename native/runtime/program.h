@@ -17,31 +17,31 @@ struct Weight {
   Layout layout = Layout::F32;
   int rows = 0;
   size_t cols = 0;
-  uint8_t* data = nullptr;
+  uint8_t *data = nullptr;
   size_t bytes = 0;
 };
 
 struct Phase {
   enum Kind { Rows, Matmul, Attention } kind = Rows;
-  std::vector<Op> ops;    // Rows: in order. Attention: what precedes it on q and k
-  Op attention;           // Attention
-  std::vector<Op> mats;   // Matmul: linears (or one Logits) with the same src
-  int norm = -1;          // Matmul: 1 if `norm_op` feeds it
+  std::vector<Op> ops;  // Rows: in order. Attention: what precedes it on q and k
+  Op attention;         // Attention
+  std::vector<Op> mats; // Matmul: linears (or one Logits) with the same src
+  int norm = -1;        // Matmul: 1 if `norm_op` feeds it
   Op norm_op;
-  bool keep_norm = false;  // somebody else reads the norm's result
-  bool private_ok = true;  // few rows: each thread may prepare the input by itself, no barrier
+  bool keep_norm = false; // somebody else reads the norm's result
+  bool private_ok = true; // few rows: each thread may prepare the input by itself, no barrier
   bool glu = false, add = false, logits = false;
   Op glu_op;
-  int add_to = -1;        // buffer that the product is added to
+  int add_to = -1; // buffer that the product is added to
   bool a32 = false, a256 = false, f32 = false;
   int panels = 0;
-  bool per_head = true;   // Attention: `ops` can run head by head
+  bool per_head = true; // Attention: `ops` can run head by head
 };
 
 // Checks every index and width and fuses. Throws std::invalid_argument naming the op.
-std::vector<Phase> compile(const std::vector<Op>& ops, const std::vector<int>& widths,
-                           const std::vector<Slot>& slots, const std::vector<Weight>& weights,
-                           const std::vector<std::vector<float>>& vectors,
-                           const std::vector<std::vector<double>>& freqs);
+std::vector<Phase> compile(const std::vector<Op> &ops, const std::vector<int> &widths,
+                           const std::vector<Slot> &slots, const std::vector<Weight> &weights,
+                           const std::vector<std::vector<float>> &vectors,
+                           const std::vector<std::vector<double>> &freqs);
 
-}  // namespace insula
+} // namespace insula

@@ -14,30 +14,30 @@
 namespace insula {
 
 class ThreadPool {
- public:
+public:
   explicit ThreadPool(int threads);
   ~ThreadPool();
-  ThreadPool(const ThreadPool&) = delete;
-  ThreadPool& operator=(const ThreadPool&) = delete;
+  ThreadPool(const ThreadPool &) = delete;
+  ThreadPool &operator=(const ThreadPool &) = delete;
 
   int size() const { return n_; }
 
   // Calls fn(thread) on every thread, 0 being the caller's; returns when all have returned.
   // Calls from several threads take turns.
-  void run(const std::function<void(int)>& fn);
+  void run(const std::function<void(int)> &fn);
 
   // All threads inside `run` wait for each other.
   void barrier();
 
- private:
+private:
   void work(int id);
-  void wait_while(std::atomic<uint32_t>& word, uint32_t old);
-  void publish(std::atomic<uint32_t>& word);
+  void wait_while(std::atomic<uint32_t> &word, uint32_t old);
+  void publish(std::atomic<uint32_t> &word);
 
   const int n_;
   std::vector<std::thread> workers_;
   std::mutex mutex_;
-  const std::function<void(int)>* fn_ = nullptr;
+  const std::function<void(int)> *fn_ = nullptr;
   bool stop_ = false;
   alignas(64) std::atomic<uint32_t> epoch_{0};
   alignas(64) std::atomic<uint32_t> arrived_{0};
@@ -52,4 +52,4 @@ struct alignas(64) Claims {
   int claim(int size) { return next.fetch_add(size, std::memory_order_relaxed); }
 };
 
-}  // namespace insula
+} // namespace insula

@@ -6,12 +6,12 @@
 namespace insula {
 
 struct Topology {
-  int logical = 1;    // processors of the machine
-  int allowed = 1;    // of these, those the affinity mask admits
-  int physical = 1;   // distinct cores among the allowed ones
-  double quota = 0;   // processors the control group grants, 0: no limit
-  int threads = 1;    // min(physical, floor(quota)), at least 1
-  std::string name;   // the processor's name for people
+  int logical = 1;  // processors of the machine
+  int allowed = 1;  // of these, those the affinity mask admits
+  int physical = 1; // distinct cores among the allowed ones
+  double quota = 0; // processors the control group grants, 0: no limit
+  int threads = 1;  // min(physical, floor(quota)), at least 1
+  std::string name; // the processor's name for people
 };
 
 Topology topology();
@@ -19,4 +19,4 @@ Topology topology();
 // GB/s that `threads` threads read together from `megabytes` of memory with software prefetch.
 double read_bandwidth(int threads, size_t megabytes);
 
-}  // namespace insula
+} // namespace insula

@@ -11,43 +11,59 @@
 using namespace insula;
 
 static int failures = 0;
-#define CHECK(cond, ...)                        \
-  do {                                          \
-    if (!(cond)) {                              \
-      ++failures;                               \
-      std::printf("FAIL %s:%d ", __FILE__, __LINE__); \
-      std::printf(__VA_ARGS__);                 \
-      std::printf("\n");                        \
-    }                                           \
+#define CHECK(cond, ...)                                                                           \
+  do {                                                                                             \
+    if (!(cond)) {                                                                                 \
+      ++failures;                                                                                  \
+      std::printf("FAIL %s:%d ", __FILE__, __LINE__);                                              \
+      std::printf(__VA_ARGS__);                                                                    \
+      std::printf("\n");                                                                           \
+    }                                                                                              \
   } while (0)
 
 static std::mt19937 rng(7);
 
 static std::vector<uint8_t> random_file(Layout l, int N, int K) {
-  const LayoutInfo& li = info(l);
+  const LayoutInfo &li = info(l);
   size_t row = static_cast<size_t>(K / li.block * li.file_bytes);
   std::vector<uint8_t> out(row * static_cast<size_t>(N));
-  for (auto& b : out) b = static_cast<uint8_t>(rng());
+  for (auto &b : out)
+    b = static_cast<uint8_t>(rng());
   auto half = [&](size_t at, float scale) {
     uint16_t h = float_to_half(scale * (static_cast<float>(rng() % 2000) / 1000.0f - 1.0f));
     std::memcpy(&out[at], &h, 2);
   };
-  for (size_t at = 0; at < out.size(); at += static_cast<size_t>(li.file_bytes)) switch (l) {
-      case Layout::F32: {
-        float f = static_cast<float>(static_cast<int>(rng() % 2001) - 1000) / 777.0f;
-        std::memcpy(&out[at], &f, 4);
-        break;
-      }
-      case Layout::F16: half(at, 1); break;
-      case Layout::BF16: {
-        float f = static_cast<float>(static_cast<int>(rng() % 2001) - 1000) / 777.0f;
-        std::memcpy(&out[at], reinterpret_cast<uint8_t*>(&f) + 2, 2);
-        break;
-      }
-      case Layout::Q4_1: case Layout::Q5_1: half(at, 0.1f); half(at + 2, 0.5f); break;
-      case Layout::Q4_K: case Layout::Q5_K: half(at, 0.01f); half(at + 2, 0.05f); break;
-      case Layout::Q6_K: half(at + 208, 0.01f); break;
-      default: half(at, 0.1f); break;
+  for (size_t at = 0; at < out.size(); at += static_cast<size_t>(li.file_bytes))
+    switch (l) {
+    case Layout::F32: {
+      float f = static_cast<float>(static_cast<int>(rng() % 2001) - 1000) / 777.0f;
+      std::memcpy(&out[at], &f, 4);
+      break;
+    }
+    case Layout::F16:
+      half(at, 1);
+      break;
+    case Layout::BF16: {
+      float f = static_cast<float>(static_cast<int>(rng() % 2001) - 1000) / 777.0f;
+      std::memcpy(&out[at], reinterpret_cast<uint8_t *>(&f) + 2, 2);
+      break;
+    }
+    case Layout::Q4_1:
+    case Layout::Q5_1:
+      half(at, 0.1f);
+      half(at + 2, 0.5f);
+      break;
+    case Layout::Q4_K:
+    case Layout::Q5_K:
+      half(at, 0.01f);
+      half(at + 2, 0.05f);
+      break;
+    case Layout::Q6_K:
+      half(at + 208, 0.01f);
+      break;
+    default:
+      half(at, 0.1f);
+      break;
     }
   return out;
 }
@@ -57,12 +73,12 @@ struct Packed {
   Layout l;
   int N, K;
 };
-static Packed pack(Layout l, const std::vector<uint8_t>& f, int N, int K) {
+static Packed pack(Layout l, const std::vector<uint8_t> &f, int N, int K) {
   size_t row = f.size() / static_cast<size_t>(N), pb = panel_bytes(l, static_cast<size_t>(K));
   int panels = (N + 15) / 16;
   Packed p{std::vector<uint8_t>(pb * static_cast<size_t>(panels) + 8192), l, N, K};
   for (int i = 0; i < panels; ++i) {
-    const uint8_t* rows[16] = {};
+    const uint8_t *rows[16] = {};
     for (int r = 0; r < 16 && i * 16 + r < N; ++r)
       rows[r] = &f[static_cast<size_t>(i * 16 + r) * row];
     pack_panel(l, rows, static_cast<size_t>(K), &p.bytes[static_cast<size_t>(i) * pb]);
@@ -76,7 +92,7 @@ struct Batch {
   std::vector<float> d32, d256, f;
   ActSet set;
 };
-static void quantize(const KernelTable* t, const float* x, int M, int K, int R, Batch& b) {
+static void quantize(const KernelTable *t, const float *x, int M, int K, int R, Batch &b) {
   size_t k = static_cast<size_t>(K), r = static_cast<size_t>(R);
   size_t tiles = static_cast<size_t>((M + R - 1) / R), n = tiles * r, blocks = k / 32 + 1;
   b.q32.assign(n * k / 4, 0), b.q256 = b.q32;
@@ -87,20 +103,23 @@ static void quantize(const KernelTable* t, const float* x, int M, int K, int R, 
   b.f.assign(n * k, 0);
   for (int i = 0; i < M; ++i) {
     size_t tl = static_cast<size_t>(i / R), m = static_cast<size_t>(i % R);
-    const float* row = x + static_cast<size_t>(i) * k;
+    const float *row = x + static_cast<size_t>(i) * k;
     t->quantize_a32(row, k, R, &b.q32[tl * k / 4 * r + m], &b.d32[tl * blocks * r + m],
                     &b.s32[tl * blocks * r + m]);
     t->quantize_a256(row, k, R, &b.q256[tl * k / 4 * r + m], &b.d256[tl * blocks * r + m],
                      &b.s256[tl * st * r + m]);
-    for (size_t j = 0; j < k; ++j) b.f[tl * k * r + j * r + m] = row[j];
+    for (size_t j = 0; j < k; ++j)
+      b.f[tl * k * r + j * r + m] = row[j];
   }
-  b.set.a32 = {b.q32.data(), b.d32.data(), b.s32.data(), nullptr, k / 4 * r, blocks * r, blocks * r, 0};
-  b.set.a256 = {b.q256.data(), b.d256.data(), b.s256.data(), nullptr, k / 4 * r, blocks * r, st * r, 0};
+  b.set.a32 = {b.q32.data(), b.d32.data(), b.s32.data(), nullptr,
+               k / 4 * r,    blocks * r,   blocks * r,   0};
+  b.set.a256 = {b.q256.data(), b.d256.data(), b.s256.data(), nullptr,
+                k / 4 * r,     blocks * r,    st * r,        0};
   b.set.f32 = {nullptr, nullptr, nullptr, b.f.data(), 0, 0, 0, k * r};
   b.set.R = R;
 }
 
-static std::vector<float> product(const KernelTable* t, const Packed& p, const float* x, int M) {
+static std::vector<float> product(const KernelTable *t, const Packed &p, const float *x, int M) {
   Batch b;
   quantize(t, x, M, p.K, M == 1 ? 1 : t->rows, b);
   std::vector<float> y(static_cast<size_t>(M * p.N), 0.5f);
@@ -112,11 +131,11 @@ static std::vector<float> product(const KernelTable* t, const Packed& p, const f
   return y;
 }
 
-static bool same(const std::vector<float>& a, const std::vector<float>& b) {
+static bool same(const std::vector<float> &a, const std::vector<float> &b) {
   return a.size() == b.size() && !std::memcmp(a.data(), b.data(), a.size() * 4);
 }
 
-static void matmuls(const KernelTable* t, const KernelTable* ref) {
+static void matmuls(const KernelTable *t, const KernelTable *ref) {
   uint64_t before = t->calls->load();
   for (int li = 0; li < kLayouts; ++li) {
     Layout l = static_cast<Layout>(li);
@@ -124,8 +143,10 @@ static void matmuls(const KernelTable* t, const KernelTable* ref) {
     Packed p = pack(l, random_file(l, N, K), N, K);
     const int M = 33;
     std::vector<float> x(static_cast<size_t>(M * K));
-    for (auto& v : x) v = static_cast<float>(static_cast<int>(rng() % 2001) - 1000) / 313.0f;
-    for (int i = 0; i < K; ++i) x[static_cast<size_t>(i)] = 0;  // a row of zeros
+    for (auto &v : x)
+      v = static_cast<float>(static_cast<int>(rng() % 2001) - 1000) / 313.0f;
+    for (int i = 0; i < K; ++i)
+      x[static_cast<size_t>(i)] = 0; // a row of zeros
     Batch a, b;
     quantize(ref, x.data(), M, K, 8, a);
     quantize(t, x.data(), M, K, 8, b);
@@ -140,7 +161,8 @@ static void matmuls(const KernelTable* t, const KernelTable* ref) {
     for (int m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33}) {
       std::vector<float> got = product(t, p, x.data(), m);
       std::vector<float> head(want.begin(), want.begin() + m * N);
-      CHECK(same(got, head), "%s %s M=%d differs from scalar, row by row", t->name, info(l).name, m);
+      CHECK(same(got, head), "%s %s M=%d differs from scalar, row by row", t->name, info(l).name,
+            m);
     }
     // fp64 over the dequantized weights: the int8 activations cost at most 5e-4 NMSE.
     double err = 0, ref2 = 0;
@@ -161,7 +183,7 @@ static void matmuls(const KernelTable* t, const KernelTable* ref) {
   CHECK(t->calls->load() > before, "%s did not count its calls", t->name);
 }
 
-static void rows(const KernelTable* t, const KernelTable* ref) {
+static void rows(const KernelTable *t, const KernelTable *ref) {
   for (size_t n : {1ul, 7ul, 16ul, 24ul, 64ul, 100ul, 576ul}) {
     std::vector<float> x(n), w(n), b(n), y(n), z(n);
     for (size_t i = 0; i < n; ++i) {
@@ -179,10 +201,12 @@ static void rows(const KernelTable* t, const KernelTable* ref) {
       ref->glu(x.data(), w.data(), n, act, z.data());
       CHECK(same(y, z), "%s glu act=%d n=%zu", t->name, act, n);
       for (size_t i = 0; i < n; ++i) {
-        double v = x[i], s = act == 0 ? v / (1 + std::exp(-v))
-                                      : 0.5 * v * (1 + std::tanh(0.7978845608028654 *
-                                                                 (v + 0.044715 * v * v * v)));
-        CHECK(std::fabs(s * w[i] - y[i]) <= 2e-6 * (1 + std::fabs(s * w[i])), "%s act %d at %g", t->name, act, v);
+        double v = x[i],
+               s = act == 0
+                       ? v / (1 + std::exp(-v))
+                       : 0.5 * v * (1 + std::tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)));
+        CHECK(std::fabs(s * w[i] - y[i]) <= 2e-6 * (1 + std::fabs(s * w[i])), "%s act %d at %g",
+              t->name, act, v);
       }
     }
     y = x, z = x;
@@ -190,11 +214,12 @@ static void rows(const KernelTable* t, const KernelTable* ref) {
     ref->softcap(z.data(), n, 30.0f);
     CHECK(same(y, z), "%s softcap", t->name);
     for (size_t i = 0; i < n; ++i)
-      CHECK(std::fabs(30 * std::tanh(static_cast<double>(x[i]) / 30) - y[i]) < 1e-5, "%s softcap value", t->name);
+      CHECK(std::fabs(30 * std::tanh(static_cast<double>(x[i]) / 30) - y[i]) < 1e-5,
+            "%s softcap value", t->name);
   }
 }
 
-static void attention(const KernelTable* t, const KernelTable* ref) {
+static void attention(const KernelTable *t, const KernelTable *ref) {
   for (bool f32 : {false, true})
     for (int hd : {8, 24, 64, 128})
       for (int total : {1, 17, 255, 256, 300, 513}) {
@@ -202,40 +227,53 @@ static void attention(const KernelTable* t, const KernelTable* ref) {
         int pages = (total + kPageTokens - 1) / kPageTokens, n = 7;
         std::vector<uint8_t> a(static_cast<size_t>(pages) * pe), b(a);
         std::vector<float> k(static_cast<size_t>(total * hd)), v(k), q(static_cast<size_t>(n * hd));
-        for (auto* s : {&k, &v, &q})
-          for (auto& f : *s) f = static_cast<float>(static_cast<int>(rng() % 2001) - 1000) / 500.0f;
+        for (auto *s : {&k, &v, &q})
+          for (auto &f : *s)
+            f = static_cast<float>(static_cast<int>(rng() % 2001) - 1000) / 500.0f;
         for (int i = 0; i < total; ++i) {
           size_t at = static_cast<size_t>(i / kPageTokens) * pe;
-          t->store_kv(&k[static_cast<size_t>(i * hd)], &v[static_cast<size_t>(i * hd)], hd, i % kPageTokens, f32, &a[at]);
-          ref->store_kv(&k[static_cast<size_t>(i * hd)], &v[static_cast<size_t>(i * hd)], hd, i % kPageTokens, f32, &b[at]);
+          t->store_kv(&k[static_cast<size_t>(i * hd)], &v[static_cast<size_t>(i * hd)], hd,
+                      i % kPageTokens, f32, &a[at]);
+          ref->store_kv(&k[static_cast<size_t>(i * hd)], &v[static_cast<size_t>(i * hd)], hd,
+                        i % kPageTokens, f32, &b[at]);
         }
         CHECK(a == b, "%s store_kv", t->name);
-        auto run = [&](const KernelTable* kt, std::vector<uint8_t>& mem) {
+        auto run = [&](const KernelTable *kt, std::vector<uint8_t> &mem) {
           int hp = pad16(hd);
-          std::vector<float> m(7), l(7), o(static_cast<size_t>(7 * hp)), m2(m), l2(l), o2(o), sc(7 * kAttnChunk);
+          std::vector<float> m(7), l(7), o(static_cast<size_t>(7 * hp)), m2(m), l2(l), o2(o),
+              sc(7 * kAttnChunk);
           std::vector<float> out(static_cast<size_t>(7 * hd));
-          std::vector<const float*> qs;
-          for (int i = 0; i < n; ++i) qs.push_back(&q[static_cast<size_t>(i * hd)]);
+          std::vector<const float *> qs;
+          for (int i = 0; i < n; ++i)
+            qs.push_back(&q[static_cast<size_t>(i * hd)]);
           for (int c0 = 0; c0 < total; c0 += kAttnChunk) {
             int len = total - c0 < kAttnChunk ? total - c0 : kAttnChunk;
-            std::vector<const uint8_t*> ps;
-            for (int i = 0; i < len; i += kPageTokens) ps.push_back(&mem[static_cast<size_t>((c0 + i) / kPageTokens) * pe]);
+            std::vector<const uint8_t *> ps;
+            for (int i = 0; i < len; i += kPageTokens)
+              ps.push_back(&mem[static_cast<size_t>((c0 + i) / kPageTokens) * pe]);
             int lo[7], hi[7];
-            for (int i = 0; i < n; ++i) {  // query i sees up to total - i, from a window of 200
+            for (int i = 0; i < n; ++i) { // query i sees up to total - i, from a window of 200
               int end = total - i > 1 ? total - i : 1, beg = end > 200 && i % 2 ? end - 200 : 0;
               hi[i] = end - c0 < len ? (end - c0 > 0 ? end - c0 : 0) : len;
               lo[i] = beg - c0 > 0 ? beg - c0 : 0;
             }
-            AttnChunk c{qs.data(), n, hd, ps.data(), len, lo, hi, 0.3f, hd == 24 ? 20.0f : 0.0f, f32,
-                        sc.data(), m2.data(), l2.data(), o2.data()};
+            AttnChunk c{qs.data(), n,         hd,
+                        ps.data(), len,       lo,
+                        hi,        0.3f,      hd == 24 ? 20.0f : 0.0f,
+                        f32,       sc.data(), m2.data(),
+                        l2.data(), o2.data()};
             kt->attention(c);
-            if (c0 == 0) m = m2, l = l2, o = o2;
-            else for (int i = 0; i < n; ++i)
-              kt->attn_merge(&m[static_cast<size_t>(i)], &l[static_cast<size_t>(i)], &o[static_cast<size_t>(i * hp)],
-                             &m2[static_cast<size_t>(i)], &l2[static_cast<size_t>(i)], &o2[static_cast<size_t>(i * hp)], hd);
+            if (c0 == 0)
+              m = m2, l = l2, o = o2;
+            else
+              for (int i = 0; i < n; ++i)
+                kt->attn_merge(&m[static_cast<size_t>(i)], &l[static_cast<size_t>(i)],
+                               &o[static_cast<size_t>(i * hp)], &m2[static_cast<size_t>(i)],
+                               &l2[static_cast<size_t>(i)], &o2[static_cast<size_t>(i * hp)], hd);
           }
           for (int i = 0; i < n; ++i)
-            kt->attn_finish(&l[static_cast<size_t>(i)], &o[static_cast<size_t>(i * hp)], hd, &out[static_cast<size_t>(i * hd)]);
+            kt->attn_finish(&l[static_cast<size_t>(i)], &o[static_cast<size_t>(i * hp)], hd,
+                            &out[static_cast<size_t>(i * hd)]);
           return out;
         };
         std::vector<float> y = run(t, a), z = run(ref, b);
@@ -246,17 +284,23 @@ static void attention(const KernelTable* t, const KernelTable* ref) {
           double top = -1e30, sum = 0;
           for (int j = beg; j < end; ++j) {
             double s = 0;
-            for (int d = 0; d < hd; ++d) s += static_cast<double>(q[static_cast<size_t>(i * hd + d)]) * k[static_cast<size_t>(j * hd + d)];
+            for (int d = 0; d < hd; ++d)
+              s += static_cast<double>(q[static_cast<size_t>(i * hd + d)]) *
+                   k[static_cast<size_t>(j * hd + d)];
             s *= 0.3;
-            if (hd == 24) s = 20 * std::tanh(s / 20);
+            if (hd == 24)
+              s = 20 * std::tanh(s / 20);
             p.push_back(s), top = s > top ? s : top;
           }
-          for (auto& s : p) s = std::exp(s - top), sum += s;
+          for (auto &s : p)
+            s = std::exp(s - top), sum += s;
           for (int d = 0; d < hd; ++d) {
             double o = 0;
-            for (int j = beg; j < end; ++j) o += p[static_cast<size_t>(j - beg)] / sum * v[static_cast<size_t>(j * hd + d)];
+            for (int j = beg; j < end; ++j)
+              o += p[static_cast<size_t>(j - beg)] / sum * v[static_cast<size_t>(j * hd + d)];
             double e = std::fabs(o - y[static_cast<size_t>(i * hd + d)]);
-            CHECK(e < (f32 ? 2e-5 : 5e-3), "%s attention value hd=%d total=%d err=%g", t->name, hd, total, e);
+            CHECK(e < (f32 ? 2e-5 : 5e-3), "%s attention value hd=%d total=%d err=%g", t->name, hd,
+                  total, e);
           }
         }
       }
@@ -265,16 +309,17 @@ static void attention(const KernelTable* t, const KernelTable* ref) {
 static void halves() {
   for (uint32_t h = 0; h < 65536; ++h) {
     float f = half_to_float(static_cast<uint16_t>(h));
-    if (f != f) continue;
+    if (f != f)
+      continue;
     CHECK(float_to_half(f) == h, "half %04x does not come back", h);
   }
 }
 
 int main() {
   halves();
-  const KernelTable* ref = table_scalar();
+  const KernelTable *ref = table_scalar();
   int tested = 0;
-  for (const Level& l : levels()) {
+  for (const Level &l : levels()) {
     if (!l.available) {
       std::printf("level %s: not on this processor\n", l.name);
       continue;

@@ -14,14 +14,14 @@
 using namespace insula;
 
 static int failures = 0;
-#define CHECK(cond, ...)                              \
-  do {                                                \
-    if (!(cond)) {                                    \
-      ++failures;                                     \
-      std::printf("FAIL %s:%d ", __FILE__, __LINE__); \
-      std::printf(__VA_ARGS__);                       \
-      std::printf("\n");                              \
-    }                                                 \
+#define CHECK(cond, ...)                                                                           \
+  do {                                                                                             \
+    if (!(cond)) {                                                                                 \
+      ++failures;                                                                                  \
+      std::printf("FAIL %s:%d ", __FILE__, __LINE__);                                              \
+      std::printf(__VA_ARGS__);                                                                    \
+      std::printf("\n");                                                                           \
+    }                                                                                              \
   } while (0)
 
 namespace {
@@ -29,9 +29,10 @@ namespace {
 constexpr int kDim = 64, kFfn = 96, kHeads = 4, kKv = 2, kHead = 16, kVocab = 50, kLayers = 2;
 enum Buf { X, Hh, Q, Kk, Vv, A, G, U, kBuffers };
 
-std::vector<uint8_t> q8(std::mt19937& rng, int rows, int cols) {
+std::vector<uint8_t> q8(std::mt19937 &rng, int rows, int cols) {
   std::vector<uint8_t> out(static_cast<size_t>(rows * cols / 32 * 34));
-  for (auto& b : out) b = static_cast<uint8_t>(rng());
+  for (auto &b : out)
+    b = static_cast<uint8_t>(rng());
   for (size_t i = 0; i < out.size(); i += 34) {
     const uint16_t d = float_to_half(0.0015f);
     std::memcpy(&out[i], &d, 2);
@@ -39,7 +40,7 @@ std::vector<uint8_t> q8(std::mt19937& rng, int rows, int cols) {
   return out;
 }
 
-void build(Model& m, bool parallel_residual) {
+void build(Model &m, bool parallel_residual) {
   std::mt19937 rng(5);
   auto weight = [&](int rows, int cols) {
     auto b = q8(rng, rows, cols);
@@ -49,7 +50,8 @@ void build(Model& m, bool parallel_residual) {
   const int norm = m.add_vector(ones.data(), ones.size());
   const int head_norm = m.add_vector(head_ones.data(), head_ones.size());
   std::vector<double> f;
-  for (int i = 0; i < kHead / 2; ++i) f.push_back(1.0 / (1 + i));
+  for (int i = 0; i < kHead / 2; ++i)
+    f.push_back(1.0 / (1 + i));
   const int freqs = m.add_freqs(f.data(), f.size());
   std::vector<Op> ops;
   auto op = [&](OpKind k, int dst, int src, int w) {
@@ -65,16 +67,17 @@ void build(Model& m, bool parallel_residual) {
     op(OpKind::Linear, Kk, Hh, weight(kKv * kHead, kDim));
     op(OpKind::Linear, Vv, Hh, weight(kKv * kHead, kDim));
     for (int b : {Q, Kk}) {
-      Op& n = ops[op(OpKind::Norm, b, b, head_norm)];
+      Op &n = ops[op(OpKind::Norm, b, b, head_norm)];
       n.heads = b == Q ? kHeads : kKv;
-      Op& r = ops[op(OpKind::Rope, b, -1, -1)];
+      Op &r = ops[op(OpKind::Rope, b, -1, -1)];
       r.heads = b == Q ? kHeads : kKv, r.head_dim = kHead, r.freqs = freqs, r.neox = l == 0;
     }
-    Op& a = ops[op(OpKind::Attention, A, Q, -1)];
+    Op &a = ops[op(OpKind::Attention, A, Q, -1)];
     a.k = Kk, a.v = Vv, a.slot = l, a.heads = kHeads, a.kv_heads = kKv, a.head_dim = kHead;
     a.scale = 0.25f, a.window = l == 0 ? 100 : 0;
     op(OpKind::Linear, Hh, A, weight(kDim, kHeads * kHead));
-    if (parallel_residual) op(OpKind::Norm, Hh, Hh, norm);
+    if (parallel_residual)
+      op(OpKind::Norm, Hh, Hh, norm);
     op(OpKind::Add, X, Hh, -1);
     op(OpKind::Norm, Hh, X, norm);
     op(OpKind::Linear, G, Hh, weight(kFfn, kDim));
@@ -92,13 +95,14 @@ void build(Model& m, bool parallel_residual) {
   m.allocate(24, false, 512);
 }
 
-std::vector<float> run(Model& m, const std::vector<int>& slices, int sequences) {
+std::vector<float> run(Model &m, const std::vector<int> &slices, int sequences) {
   const int T = 330;
   std::vector<std::vector<int32_t>> tables;
   std::vector<float> out(static_cast<size_t>(sequences * T * kVocab));
   for (int s = 0; s < sequences; ++s) {
     tables.emplace_back();
-    for (int i = 0; i < 6; ++i) tables.back().push_back(s * 6 + (i * 5) % 6);
+    for (int i = 0; i < 6; ++i)
+      tables.back().push_back(s * 6 + (i * 5) % 6);
   }
   for (int at = 0, step = 0; at < T; ++step) {
     const int n = std::min(slices[static_cast<size_t>(step) % slices.size()], T - at);
@@ -111,7 +115,8 @@ std::vector<float> run(Model& m, const std::vector<int>& slices, int sequences) 
     Batch b;
     b.tokens = tok.data(), b.positions = pos.data(), b.rows = row.data();
     b.T = static_cast<int>(tok.size());
-    for (auto& t : tables) b.tables.push_back(t.data()), b.table_sizes.push_back(6);
+    for (auto &t : tables)
+      b.tables.push_back(t.data()), b.table_sizes.push_back(6);
     b.logit_rows = want.data(), b.R = b.T;
     std::vector<float> y(want.size() * kVocab);
     m.step(b, y.data());
@@ -126,13 +131,13 @@ std::vector<float> run(Model& m, const std::vector<int>& slices, int sequences) 
 template <class Fn> bool refused(Fn f) {
   try {
     f();
-  } catch (const std::invalid_argument&) {
+  } catch (const std::invalid_argument &) {
     return true;
   }
   return false;
 }
 
-}  // namespace
+} // namespace
 
 int main() {
   int checked = 0;
@@ -140,15 +145,16 @@ int main() {
     Model one("scalar", 1);
     build(one, post_norm);
     const std::vector<float> want = run(one, {330}, 1);
-    for (const Level& l : levels()) {
-      if (!l.available) continue;
+    for (const Level &l : levels()) {
+      if (!l.available)
+        continue;
       for (int threads : {1, 3}) {
         Model m(l.name, threads);
         build(m, post_norm);
-        for (const std::vector<int>& slices :
-             {std::vector<int>{330}, {100, 1, 33}, {2, 1, 1, 64}})
+        for (const std::vector<int> &slices : {std::vector<int>{330}, {100, 1, 33}, {2, 1, 1, 64}})
           for (int sequences : {1, 3}) {
-            if (slices[0] * sequences > 512) continue;
+            if (slices[0] * sequences > 512)
+              continue;
             const std::vector<float> got = run(m, slices, sequences);
             for (int s = 0; s < sequences; ++s, ++checked)
               CHECK(!std::memcmp(&got[static_cast<size_t>(s) * want.size()], want.data(),
