@@ -29,7 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from peers import SUBJECTS, Job, Subject, machine
-from table import write_tables
+from table import tables, write_tables
 
 from insula.formats.gguf import GGUFFile
 from insula.hub.catalog import DEFAULT_MODEL
@@ -40,6 +40,8 @@ RESULTS = ROOT / "bench" / "results"
 METRICS = ("prefill", "decode")
 RANDOM_MODELS = {"1b-q4_k_m": "Q4_K_M", "1b-q8_0": "Q8_0"}
 TIMEOUT = 1800
+#: A load average above this says that others are at work; every row records what it was.
+BUSY = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +71,23 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     out = RESULTS / f"{stamp}.jsonl"
     rows: list[dict[str, Any]] = []
+    busy = load()
+    if busy > BUSY:
+        say(f"the machine is busy (load {busy:.1f}): the figures will be low and uneven")
     for name in args.models:
         model = find_model(name)
         say(f"{model.label}: choosing each peer's settings")
         entrants = [entrant for e in field(args) for entrant in settle(e, model, args)]
         samples = take_turns(entrants, model, args)
-        rows += summarize(samples, entrants, model, args, stamp)
-        out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        rows += [
+            {**row, "load_before": round(busy, 2)}
+            for row in summarize(samples, entrants, model, args, stamp)
+        ]
+        if not args.dry_run:
+            out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if args.dry_run:
+        print(tables(rows))
+        return
     write_tables(rows, ROOT / "docs" / "performance.md")
     say(f"wrote {out.relative_to(ROOT)} and docs/performance.md")
 
@@ -94,6 +106,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--decode", type=int, default=64)
+    parser.add_argument("--dry-run", action="store_true", help="print the tables, write nothing")
     args = parser.parse_args()
     unknown = [p for p in args.peers if p not in SUBJECTS]
     if unknown:
@@ -282,6 +295,11 @@ def make_random_model(path: Path, quantization: str) -> None:
         ],
         check=True,
     )
+
+
+def load() -> float:
+    """Programs that wanted a core in the last minute, besides what little we did."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def commit() -> str:

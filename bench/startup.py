@@ -39,7 +39,9 @@ llm = LLM(sys.argv[1], n_ctx=int(sys.argv[2]))
 llm.generate("Why is the sky blue?", SamplingParams(max_tokens=32, temperature=0))
 scale = 1 if sys.platform == "darwin" else 1024
 info = llm.model_info
+runner = llm._engine.runner
 print(json.dumps({
+    "weights": runner.weight_bytes,
     "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
     "kv": info.kv_bytes, "file": info.file_bytes, "engine": info.engine, "isa": info.isa,
 }))
@@ -68,7 +70,7 @@ def measure(model: str, *, repeats: int, n_ctx: int) -> dict[str, Any]:
     firsts = [first_token(model) for _ in range(repeats)]
     memory = [json.loads(python(MEMORY, model, str(n_ctx))) for _ in range(3)]
     peak = max(m["peak"] for m in memory)
-    weights, kv = memory[0]["file"], memory[0]["kv"]
+    weights, kv = memory[0]["weights"], memory[0]["kv"]
     return {
         "when": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "model": model,
@@ -77,7 +79,8 @@ def measure(model: str, *, repeats: int, n_ctx: int) -> dict[str, Any]:
         "import_seconds": summary(imports),
         "first_token_seconds": summary(firsts),
         "peak_bytes": peak,
-        "weights_bytes": weights,
+        "file_bytes": memory[0]["file"],
+        "packed_weights_bytes": weights,
         "kv_bytes": kv,
         "beyond_weights_and_kv_mb": round((peak - weights - kv) / 1e6, 1),
         "bare_python_mb": round(float(python(BARE)) / 1e6, 1),

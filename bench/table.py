@@ -65,7 +65,9 @@ def _table(model: str, rows: list[Row]) -> str:
         _line(["---", "---", "---", "---:", "---:", *("---:" for _ in peers), "---:"]),
     ]
     for row in rows:
-        name = f"{row['subject']} {row['version']}" + (f" ({c})" if (c := row["commit"]) else "")
+        name = f"{row['subject'].split()[0]} {row['version']}" + (
+            f" ({c})" if (c := row["commit"]) else ""
+        )
         tokens = f"{row['metric']} {row['tokens']}"
         if row["at_context"]:
             tokens += f" at {row['at_context']}"
