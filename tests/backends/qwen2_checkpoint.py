@@ -38,15 +38,26 @@ def vocabulary() -> list[str]:
     return [*byte_stand_ins(), *(m.replace(" ", "") for m in MERGES), BOS, END, START]
 
 
-def write_qwen2(path: Path, *, pre: str = "qwen2", layers: int = 2, seed: int = 7) -> Path:
-    """A random Qwen2 of 64 dimensions: like Llama, with biases on q, k and v."""
+def write_qwen2(
+    path: Path,
+    *,
+    pre: str = "qwen2",
+    layers: int = 2,
+    seed: int = 7,
+    eos_id: int | None = None,
+    tensors_per_file: int = 0,
+) -> Path:
+    """A random Qwen2 of 64 dimensions: like Llama, with biases on q, k and v.
+
+    tensors_per_file: write it in parts of so many tensors; the first part is returned.
+    """
     import gguf
 
     rng = np.random.default_rng(seed)
     d, ff, heads, kv = 64, 128, 4, 2
     head = d // heads
-    writer = gguf.GGUFWriter(path, "qwen2")
-    _add_metadata(writer, pre=pre, d=d, ff=ff, heads=heads, kv=kv, layers=layers)
+    writer = gguf.GGUFWriter(path, "qwen2", split_max_tensors=tensors_per_file)
+    _add_metadata(writer, pre=pre, d=d, ff=ff, heads=heads, kv=kv, layers=layers, eos_id=eos_id)
     tokens = vocabulary()
 
     def tensor(name: str, *shape: int, scale: float = 0.15, around: float = 0.0) -> None:
@@ -67,7 +78,7 @@ def write_qwen2(path: Path, *, pre: str = "qwen2", layers: int = 2, seed: int = 
     tensor("output_norm.weight", d, around=1.0)
     tensor("output.weight", len(tokens), d, scale=0.4)
     _write(writer)
-    return path
+    return min(path.parent.glob(f"{path.stem}-*.gguf")) if tensors_per_file else path
 
 
 def write_llama_q2(path: Path) -> Path:
@@ -93,7 +104,15 @@ def write_llama_q2(path: Path) -> Path:
 
 
 def _add_metadata(
-    writer: Any, *, pre: str, d: int, ff: int, heads: int, kv: int, layers: int
+    writer: Any,
+    *,
+    pre: str,
+    d: int,
+    ff: int,
+    heads: int,
+    kv: int,
+    layers: int,
+    eos_id: int | None = None,
 ) -> None:
     tokens = vocabulary()
     writer.add_name(f"tiny-{writer.arch}")
@@ -112,7 +131,7 @@ def _add_metadata(
     writer.add_token_types([1] * (len(tokens) - 3) + [3, 3, 3])
     writer.add_token_merges(MERGES)
     writer.add_bos_token_id(tokens.index(BOS))
-    writer.add_eos_token_id(tokens.index(END))
+    writer.add_eos_token_id(tokens.index(END) if eos_id is None else eos_id)
     writer.add_add_bos_token(False)
     writer.add_chat_template(TEMPLATE)
 

@@ -294,6 +294,16 @@ def test_close_twice_frees_the_folder_and_refuses_more(qwen2_path: Path) -> None
         handle.result()
 
 
+def test_close_ends_what_runs(qwen2_path: Path) -> None:
+    engine = LlamaCppEngine(qwen2_path, n_ctx=512, threads=1)
+    handle = engine.submit(Request(ids=(100,), params=params(max_tokens=None)))
+    next(iter(handle))
+    engine.close()
+    completion = handle.result()
+    assert completion.finish_reason == "cancelled"
+    assert len(completion.token_ids) < 500
+
+
 def test_a_failed_load_says_why(tmp_path: Path) -> None:
     from backends.qwen2_checkpoint import write_qwen2
 

@@ -161,7 +161,7 @@ def _llamacpp(path: Path, name: str, choice: Choice, options: Options) -> Loaded
 
     if options.kv_type != "f16":
         raise ConfigError(f"kv_type: found {options.kv_type!r}; the llamacpp backend has f16")
-    with GGUFFile.open(path) as file:
+    with GGUFFile.open(path, allow_split=True) as file:
         meta = file.metadata
         summary = summarize(file)
         layers = _number(meta, f"{summary.arch}.block_count")

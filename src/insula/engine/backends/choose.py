@@ -67,7 +67,7 @@ def native_obstacle(model_path: str | Path) -> tuple[str, str | None]:
     from insula.models.checkpoint import OTHER_BACKEND
     from insula.models.load import open_model
 
-    with GGUFFile.open(model_path) as file:
+    with GGUFFile.open(model_path, allow_split=True) as file:
         arch = str(file.metadata.get("general.architecture", "unknown"))
     try:
         with open_model(model_path):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,7 +26,7 @@ from insula.engine.backends.llamacpp_tokenizer import LlamaCppTokenizer
 from insula.engine.request import Handle, Request, Tokenizer
 from insula.engine.sampling import validate
 from insula.engine.stops import StopStrings
-from insula.errors import ConfigError, ContextOverflowError, TokenizerError, UnsupportedError
+from insula.errors import ConfigError, ContextOverflowError, UnsupportedError
 from insula.types import Chunk, Completion, FinishReason, Report, TokenLogprob
 
 
@@ -54,7 +55,7 @@ class LlamaCppEngine:
         self.threads = threads
         self.n_ctx = n_ctx
         # Our own reader first: llama.cpp is not given a file whose structure lies.
-        with GGUFFile.open(path) as file:
+        with GGUFFile.open(path, allow_split=True) as file:
             metadata = dict(file.metadata)
             tokenizer = _own_tokenizer(metadata)
             self._server = LlamaCppServer(
@@ -68,6 +69,7 @@ class LlamaCppEngine:
         self.isa = system_isa()
         self._gaps = GapFinder(tokenizer)
         self._turn = threading.Lock()
+        self._runs: weakref.WeakSet[_Run] = weakref.WeakSet()
         self._cache_owner: str | None = None
 
     def __enter__(self) -> LlamaCppEngine:
@@ -101,11 +103,14 @@ class LlamaCppEngine:
             seed=draw_seed() if params.seed is None else int(params.seed),
             limit=limit - len(ids) if params.max_tokens is None else params.max_tokens,
         )
+        self._runs.add(run)
         run.start()
         return LlamaCppHandle(run)
 
     def close(self) -> None:
-        """Free the model, after the request that is running. Twice is harmless."""
+        """Cancel what runs and free the model. Twice is harmless."""
+        for run in list(self._runs):
+            run.cancelled.set()
         with self._turn:
             self._server.close()
 
@@ -306,12 +311,15 @@ class _Run(threading.Thread):
 
 
 def _own_tokenizer(metadata: dict[str, Any]) -> Tokenizer | None:
-    """Our tokenizer, or None where it refuses the vocabulary (llama.cpp's then serves)."""
+    """Our tokenizer, or None for a kind of vocabulary that it lacks (llama.cpp's then serves).
+
+    A vocabulary that contradicts itself stays a TokenizerError: nobody should load it.
+    """
     from insula.tokenizer import Tokenizer as OwnTokenizer
 
     try:
         return OwnTokenizer.from_metadata(metadata)
-    except (UnsupportedError, TokenizerError):
+    except UnsupportedError:
         return None
 
 
