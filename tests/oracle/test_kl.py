@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-from pathlib import Path
 
 import pytest
 
+from default_model import WHERE_TO_GET_IT, find_default_model
 from golden import golden
 from oracle.kl import kl_against_fp32
 from oracle.runners import NATIVE, REFERENCE, RUNNERS
 from oracle.texts import Text, shared_folder, texts
-
-
-def default_model() -> Path:
-    """The default chat model where this machine has it; no test downloads it."""
-    from insula.errors import InsulaError
-    from insula.hub.resolve import resolve
-
-    named = os.environ.get("INSULA_TEST_MODEL")
-    if named:
-        return Path(named)
-    try:
-        return resolve("smollm2:135m")
-    except InsulaError as error:
-        pytest.skip(f"the default model is not here ({error}); set INSULA_TEST_MODEL to its file")
 
 
 @pytest.mark.slow
@@ -38,7 +23,9 @@ def default_model() -> Path:
 def test_no_worse_than_llamacpp(format_, tmp_path):
     from insula.models.quantize import quantize_file
 
-    model = default_model()
+    model = find_default_model()
+    if model is None:
+        pytest.skip(WHERE_TO_GET_IT)
     if format_ != "Q4_1":
         quantize_file(model, tmp_path / f"{format_}.gguf", format_)
         model = tmp_path / f"{format_}.gguf"
