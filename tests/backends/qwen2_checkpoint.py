@@ -45,6 +45,7 @@ def write_qwen2(
     layers: int = 2,
     seed: int = 7,
     eos_id: int | None = None,
+    context: int = 512,
     tensors_per_file: int = 0,
 ) -> Path:
     """A random Qwen2 of 64 dimensions: like Llama, with biases on q, k and v.
@@ -58,6 +59,7 @@ def write_qwen2(
     head = d // heads
     writer = gguf.GGUFWriter(path, "qwen2", split_max_tensors=tensors_per_file)
     _add_metadata(writer, pre=pre, d=d, ff=ff, heads=heads, kv=kv, layers=layers, eos_id=eos_id)
+    writer.add_context_length(context)
     tokens = vocabulary()
 
     def tensor(name: str, *shape: int, scale: float = 0.15, around: float = 0.0) -> None:
@@ -88,6 +90,7 @@ def write_llama_q2(path: Path) -> Path:
     d, ff, heads = 256, 256, 4
     writer = gguf.GGUFWriter(path, "llama")
     _add_metadata(writer, pre="qwen2", d=d, ff=ff, heads=heads, kv=heads, layers=1)
+    writer.add_context_length(512)
     shapes = {
         "token_embd.weight": (len(vocabulary()), d),
         "output_norm.weight": (d,),
@@ -116,7 +119,6 @@ def _add_metadata(
 ) -> None:
     tokens = vocabulary()
     writer.add_name(f"tiny-{writer.arch}")
-    writer.add_context_length(512)
     writer.add_embedding_length(d)
     writer.add_block_count(layers)
     writer.add_feed_forward_length(ff)

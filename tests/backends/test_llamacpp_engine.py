@@ -11,10 +11,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from backends.qwen2_checkpoint import write_qwen2
 from insula.engine.backends.llamacpp import LlamaCppEngine
 from insula.engine.backends.llamacpp_tokenizer import LlamaCppTokenizer
 from insula.engine.request import Request
@@ -165,6 +167,27 @@ def test_cancel_ends_early_and_the_next_request_works(qwen2: LlamaCppEngine) -> 
     assert len(complete(qwen2).token_ids) == 12
 
 
+def test_a_context_beyond_the_trained_one_is_refused(qwen2_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="n_ctx=513; it takes at most the 512"):
+        LlamaCppEngine(qwen2_path, n_ctx=513, threads=1)
+
+
+def test_a_long_prompt_can_be_cancelled_between_batches(tmp_path: Path) -> None:
+    path = write_qwen2(tmp_path / "long.gguf", context=4096)
+    told: list[int] = []
+
+    def on_chunk(chunk: dict[str, Any]) -> bool:
+        if "prompt_progress" in chunk:
+            told.append(int(chunk["prompt_progress"]["processed"]))
+        return len(told) == 2
+
+    with LlamaCppEngine(path, n_ctx=4096, threads=1) as engine:
+        body = {"prompt": [100] * 2000, "n_predict": 1, "stream": True, "return_progress": True}
+        engine._server.complete(body, on_chunk)
+    assert len(told) == 2
+    assert told[-1] < 2000
+
+
 def test_a_dropped_handle_cancels(qwen2: LlamaCppEngine) -> None:
     ids = tuple(qwen2.tokenizer.encode("hello"))
     handle = qwen2.submit(Request(ids=ids, params=params(max_tokens=None)))
@@ -305,8 +328,6 @@ def test_close_ends_what_runs(qwen2_path: Path) -> None:
 
 
 def test_a_failed_load_says_why(tmp_path: Path) -> None:
-    from backends.qwen2_checkpoint import write_qwen2
-
     path = write_qwen2(tmp_path / "odd.gguf", pre="no-such-pre-tokenizer")
     with pytest.raises(EngineError, match="unknown pre-tokenizer type: 'no-such-pre-tokenizer'"):
         LlamaCppEngine(path, n_ctx=64, threads=1)

@@ -87,7 +87,7 @@ def test_a_vocabulary_that_lies_is_given_to_nobody(tmp_path: Path) -> None:
 def test_by_name_it_runs_what_native_runs_and_agrees(default_model: Path) -> None:
     """Teacher-forced: over the same positions both choose the same tokens but for near ties."""
     prompt = "The capital of France is"
-    with LLM(default_model, engine="llamacpp", n_ctx=256) as llm:
+    with LLM(default_model, engine="llamacpp", n_ctx=256, n_threads=1) as llm:
         assert llm.model_info.engine_reason == "asked for"
         theirs = llm.generate(prompt, temperature=0, max_tokens=24, logprobs=5)
     with LLM(default_model, engine="native", n_ctx=256) as llm:

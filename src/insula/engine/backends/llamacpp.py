@@ -57,6 +57,7 @@ class LlamaCppEngine:
         # Our own reader first: llama.cpp is not given a file whose structure lies.
         with GGUFFile.open(path, allow_split=True) as file:
             metadata = dict(file.metadata)
+            _check_context(metadata, n_ctx)
             tokenizer = _own_tokenizer(metadata)
             self._server = LlamaCppServer(
                 Path(path), n_ctx=n_ctx, threads=threads, gpu_layers=gpu_layers
@@ -307,6 +308,17 @@ class _Run(threading.Thread):
             dropped_turns=self._request.dropped_turns,
             dropped_tokens=self._request.dropped_tokens,
             notes=(*self._request.notes, *self._reader.notes()),
+        )
+
+
+def _check_context(metadata: dict[str, Any], n_ctx: int) -> None:
+    """llama.cpp's server cuts a longer context down without a word."""
+    trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    if isinstance(trained, int) and n_ctx > trained:
+        raise UnsupportedError(
+            f"the {NAME} backend cannot take n_ctx={n_ctx}; it takes at most the {trained} tokens "
+            "that the model was trained for",
+            backend=NAME,
         )
 
 

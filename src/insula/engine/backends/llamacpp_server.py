@@ -137,6 +137,10 @@ def _params(path: Path, *, n_ctx: int, threads: int, gpu_layers: int | None) -> 
     params.fit_params = False  # would shrink the context without a word
     params.cache_ram_mib = 0  # would keep up to 8 GB of old prompts in memory
     params.ctx_shift = False  # would drop the oldest tokens without a word
+    params.sse_ping_interval = -1  # there is no connection to keep alive
+    # It computes in micro-batches of 512 anyway, and calls back, and can be cancelled, once a
+    # batch; by default that is every 2,048 tokens of a prompt.
+    params.n_batch = 512
     params.ui = False
     params.endpoint_slots = False
     params.endpoint_metrics = True
