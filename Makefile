@@ -69,10 +69,12 @@ env: $(VENV)/.oracle ## install everything that the targets below need, and stop
 
 native: | $(VENV)/.base ## compile what changed in native/ (seconds)
 	@mkdir -p build
-	@$(LOCK) $(PYTHON) cmake/build_backend.py develop $(BUILD)
+	@$(LOCK) $(PYTHON) cmake/build_backend.py develop $(BUILD) $(QUIET)
 
 # --- what a person does ------------------------------------------------------------------------
 
+# Its output is the answer, so the compiler is heard only where it has something to say.
+run: QUIET := --quiet
 run: native ## chat with the default model; PROMPT="…" asks one question, MODEL=… takes another model
 	@if [ -n "$$INSULA_PROMPT" ]; then $(BIN)/insula run $(MODEL) "$$INSULA_PROMPT"; else $(BIN)/insula run $(MODEL); fi
 

@@ -12,6 +12,7 @@ Environment:
 As a program, for the Makefile:
     build_backend.py requirements            what `develop` needs, one requirement a line
     build_backend.py develop BUILD_DIR       configure if needed, compile, put the module in src/
+        --quiet                              say nothing if there is a module already and it works
 """
 
 from __future__ import annotations
@@ -181,7 +182,21 @@ def requirements() -> list[str]:
     return [*needed, ZIGLANG] if use_zig() else needed
 
 
-def develop(build_dir: Path) -> None:
+def build(cmake: str, build_dir: Path, *, quiet: bool) -> None:
+    """Compile what changed."""
+    command = [cmake, "--build", str(build_dir)]
+    if not quiet or not any(build_dir.glob("_native*.so")):
+        subprocess.run(command, check=True)
+        return
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if result.returncode != 0:
+        print(result.stdout, file=sys.stderr)
+        result.check_returncode()
+
+
+def develop(build_dir: Path, *, quiet: bool = False) -> None:
     """Configure `build_dir` once, compile what changed, copy the module and its stub to src/."""
     tools = Path(sys.executable).parent
     cmake = str(tools / "cmake") if (tools / "cmake").exists() else "cmake"
@@ -191,7 +206,7 @@ def develop(build_dir: Path) -> None:
             configure = [cmake, "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"]
             configure.append(f"-DPython_EXECUTABLE={sys.executable}")
             subprocess.run(configure, check=True, stdout=subprocess.DEVNULL, env=environment)
-    subprocess.run([cmake, "--build", str(build_dir)], check=True)
+    build(cmake, build_dir, quiet=quiet)
     for built in [*build_dir.glob("_native*.so"), *build_dir.glob("_native*.pyi")]:
         target = ROOT / "src" / "insula" / built.name
         if target.exists() and target.stat().st_mtime >= built.stat().st_mtime:
@@ -209,6 +224,8 @@ def main(arguments: list[str]) -> int:
                 print("\n".join(requirements()))
             case ["develop", build_dir]:
                 develop(Path(build_dir))
+            case ["develop", build_dir, "--quiet"]:
+                develop(Path(build_dir), quiet=True)
             case _:
                 print(__doc__, file=sys.stderr)
                 return 2
