@@ -160,7 +160,7 @@ def test_a_cached_prefix_is_not_computed_again() -> None:
 
 
 def test_the_report_counts_and_times() -> None:
-    params = SamplingParams(temperature=1.0, max_tokens=5)
+    params = SamplingParams(temperature=1.0, max_tokens=5, ignore_eos=True)
     handle = engine(reason="a test").submit(Request(ids=(1, 2, 3), params=params, notes=("n",)))
     report = handle.result().report
     assert (report.engine, report.engine_reason, report.isa) == ("prefix", "a test", "none")
