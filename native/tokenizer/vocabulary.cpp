@@ -6,9 +6,6 @@
 #include <cmath>
 #include <cstring>
 #include <random>
-#ifdef _MSC_VER
-#include <intrin.h>
-#endif
 
 namespace insula::tok {
 
@@ -24,14 +21,14 @@ uint64_t seed() {
 
 // Folds the 128-bit product: the mixing step of wyhash (Wang Yi, public domain).
 uint64_t mix(uint64_t a, uint64_t b) {
-#ifdef _MSC_VER
-  uint64_t high;
-  const uint64_t low = _umul128(a, b, &high);
-  return low ^ high;
-#else
+#ifdef __SIZEOF_INT128__
   __extension__ using Wide = unsigned __int128;
   const Wide product = Wide(a) * b;
   return uint64_t(product) ^ uint64_t(product >> 64);
+#else
+  const uint64_t a0 = uint32_t(a), a1 = a >> 32, b0 = uint32_t(b), b1 = b >> 32;
+  const uint64_t middle = a1 * b0 + (a0 * b0 >> 32), other = a0 * b1 + uint32_t(middle);
+  return (other << 32 | uint32_t(a0 * b0)) ^ (a1 * b1 + (middle >> 32) + (other >> 32));
 #endif
 }
 

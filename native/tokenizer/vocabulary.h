@@ -39,7 +39,7 @@ enum Attribute : uint8_t {
 };
 
 inline void prefetch_memory([[maybe_unused]] const void *address) {
-#ifndef _MSC_VER
+#if defined(__GNUC__) || defined(__clang__)
   __builtin_prefetch(address);
 #endif
 }
