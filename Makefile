@@ -18,7 +18,7 @@ else
 endif
 BIN := $(VENV)/bin
 PYTHON := $(BIN)/python
-PIP := $(PYTHON) -m pip --disable-pip-version-check --retries 8 --timeout 60 --quiet
+PIP := $(PYTHON) -m pip --disable-pip-version-check --retries 8 --timeout 60 -qq
 # One build at a time in one tree, where the system can say so.
 LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock build/.lock)
 

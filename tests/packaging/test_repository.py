@@ -7,13 +7,15 @@ import importlib
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from packaging_places import ROOT, run
+
 READMES = ("README.md", "README.es.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -70,6 +72,16 @@ def test_readme_python_compiles_and_imports(readme: str) -> None:
                 module = importlib.import_module(str(node.module))
                 for alias in node.names:
                     assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("readme", READMES)
+def test_readme_python_runs(readme: str, tmp_path: Path) -> None:
+    for language, program in blocks(readme):
+        if language == "python":
+            said = run(sys.executable, "-c", program, cwd=tmp_path)
+            assert said.stdout.strip()
 
 
 @pytest.mark.parametrize("readme", READMES)
