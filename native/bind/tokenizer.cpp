@@ -75,8 +75,9 @@ void build(Tokenizer *self, const nb::dict &texts, const nb::dict &numbers,
   new (self) Tokenizer(m);
 }
 
-nb::object encode(const Tokenizer &self, const nb::bytes &text, bool add_special,
-                  bool parse_special) {
+using Ids = nb::ndarray<nb::numpy, int32_t, nb::ndim<1>>;
+
+Ids encode(const Tokenizer &self, const nb::bytes &text, bool add_special, bool parse_special) {
   auto ids = std::make_unique<std::vector<int32_t>>();
   const std::string_view view(text.c_str(), text.size()); // the argument keeps the bytes alive
   if (view.size() < 1024) {
@@ -87,8 +88,7 @@ nb::object encode(const Tokenizer &self, const nb::bytes &text, bool add_special
   }
   auto *kept = ids.release();
   nb::capsule owner(kept, [](void *p) noexcept { delete static_cast<std::vector<int32_t> *>(p); });
-  return nb::cast(
-      nb::ndarray<nb::numpy, int32_t, nb::ndim<1>>(kept->data(), {kept->size()}, owner));
+  return Ids(kept->data(), {kept->size()}, owner);
 }
 
 nb::bytes decode(const Tokenizer &self, const Array<int64_t> &ids, bool skip_special,

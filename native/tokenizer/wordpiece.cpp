@@ -76,12 +76,15 @@ void WordPieceModel::encode(std::string_view text, bool, std::vector<int32_t> &o
   for (uint32_t cp : code_points) {
     const uint8_t p = properties(cp);
     const uint32_t category = 1u << (p & kCategoryMask);
+    // As in BERT, U+000B, U+0085 and their like are control characters first and go without a
+    // trace; only tab, line feed and carriage return separate words.
+    const bool line = cp == '\t' || cp == '\n' || cp == '\r';
+    if (cp == 0 || cp == 0xFFFD || (category & (bit(Cc) | bit(Cf) | bit(Cs) | bit(Co)) && !line))
+      continue;
     if (p & kWhitespace) {
       finish();
       continue;
     }
-    if (cp == 0 || cp == 0xFFFD || category & (bit(Cc) | bit(Cf) | bit(Cs) | bit(Co)))
-      continue;
     if (strip_accents_ && category & bit(Mn))
       continue;
     if (lowercase_)

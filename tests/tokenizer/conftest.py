@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from insula.formats.gguf import GGUFFile
 from insula.tokenizer import Tokenizer
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,20 @@ def metadata(
     return found
 
 
-MERGES = ["Ġ t", "h e", "Ġt he", "e r", "i n", "in g", "Ġ Ġ", "ĠĠ ĠĠ", "a n", "an d", "Ġ and", "l l"]
+MERGES = [
+    "Ġ t",
+    "h e",
+    "Ġt he",
+    "e r",
+    "i n",
+    "in g",
+    "Ġ Ġ",
+    "ĠĠ ĠĠ",
+    "a n",
+    "an d",
+    "Ġ and",
+    "l l",
+]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -85,7 +99,7 @@ def wordpiece(words: Sequence[str] = WORDS, **rest: Any) -> dict[str, Any]:
 def merge_by(symbols: list[str], rank: Callable[[str, str], float | None]) -> list[str]:
     """Joins the adjacent pair of the lowest rank, the leftmost of equals, until none has one."""
     while True:
-        ranks = [rank(a, b) for a, b in zip(symbols, symbols[1:], strict=False)]
+        ranks = [rank(a, b) for a, b in pairwise(symbols)]
         known = [(r, i) for i, r in enumerate(ranks) if r is not None]
         if not known:
             return symbols

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from insula.errors import TokenizerError, UnsupportedError
 from insula.tokenizer import Tokenizer
 from tokenizer import small
@@ -121,9 +122,7 @@ def test_random_pieces_by_the_definition(seed: int) -> None:
     """Ties, missing parts, and pieces that reach across the start of a word."""
     rng = random.Random(seed)
     alphabet = "ab" + MARK + rng.choice(("", "é"))
-    texts = {
-        "".join(rng.choices(alphabet, k=rng.choice((1, 2, 2, 3, 3, 4, 6)))) for _ in range(40)
-    }
+    texts = {"".join(rng.choices(alphabet, k=rng.choice((1, 2, 2, 3, 3, 4, 6)))) for _ in range(40)}
     pieces = [(text, float(rng.choice((-1, -2, -3, -4.5)))) for text in sorted(texts)]
     metadata = small.sentencepiece(pieces)
     tokenizer = Tokenizer.from_metadata(metadata)
@@ -158,7 +157,12 @@ def test_trained_vocabularies_agree_with_sentencepiece(
     if not prefix:
         options |= {"user_defined_symbols": ["<sep>", MARK * 2, MARK * 3, "\n\n"]}
     model = trained.train(
-        shared, tmp_path, model_type="bpe", add_dummy_prefix=prefix, control_symbols=["<ctl>"], **options
+        shared,
+        tmp_path,
+        model_type="bpe",
+        add_dummy_prefix=prefix,
+        control_symbols=["<ctl>"],
+        **options,
     )
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(model))
     tokenizer = Tokenizer.from_metadata(trained.metadata(model, "llama"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from tokenizer import small
 
 TEXTS = ("el_quijote_primera_parte.txt", "tinyshakespeare.txt")
@@ -51,7 +52,9 @@ def metadata(model: Path, kind: str) -> dict[str, Any]:
     if kind == "t5":
         rules = proto.normalizer_spec
         found[small.P + "remove_extra_whitespaces"] = rules.remove_extra_whitespaces
-        found[small.P + "precompiled_charsmap"] = np.frombuffer(rules.precompiled_charsmap, np.uint8)
+        found[small.P + "precompiled_charsmap"] = np.frombuffer(
+            rules.precompiled_charsmap, np.uint8
+        )
     return found
 
 

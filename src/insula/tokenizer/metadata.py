@@ -42,7 +42,7 @@ FLAG_KEYS = (
 
 @runtime_checkable
 class PackedStrings(Protocol):
-    """Strings in one buffer: string i is `blob[offsets[i]:offsets[i + 1]]` (formats' StringArray)."""
+    """Strings in one buffer, as in formats: string i is `blob[offsets[i]:offsets[i + 1]]`."""
 
     blob: NDArray[np.uint8]
     offsets: NDArray[np.int64]
@@ -115,7 +115,9 @@ def numbers(
     if array.ndim != 1 or array.dtype.kind not in kinds:
         raise _mistyped(key, array, allowed)
     if len(array) != length:
-        raise TokenizerError(f"{key} has {len(array)} entries for {length} tokens; one each is needed")
+        raise TokenizerError(
+            f"{key} has {len(array)} entries for {length} tokens; one each is needed"
+        )
     if array.dtype.kind in "iu" and len(array) and np.issubdtype(dtype, np.integer):
         limits = np.iinfo(dtype)  # type: ignore[type-var]
         if int(array.min()) < limits.min or int(array.max()) > limits.max:
