@@ -14,15 +14,17 @@ from insula.tokenizer import Tokenizer
 from tokenizer import small
 
 EXTRA = [("<tool>", small.USER_DEFINED), ("pad", small.UNUSED), ("漢字", small.NORMAL)]
-TOKENIZERS = {
-    "bpe": Tokenizer.from_metadata(small.byte_level(extra=EXTRA)),
-    "spm": Tokenizer.from_metadata(
-        small.sentencepiece(
-            [(small.MARK, -1.0), (small.MARK + "a", -0.5), ("é", -1.0)], extra=EXTRA
-        )
-    ),
-    "wordpiece": Tokenizer.from_metadata(small.wordpiece()),
-}
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> dict[str, Tokenizer]:
+    """One small tokenizer of each family."""
+    pieces = [(small.MARK, -1.0), (small.MARK + "a", -0.5), ("é", -1.0)]
+    return {
+        "bpe": Tokenizer.from_metadata(small.byte_level(extra=EXTRA)),
+        "spm": Tokenizer.from_metadata(small.sentencepiece(pieces, extra=EXTRA)),
+        "wordpiece": Tokenizer.from_metadata(small.wordpiece()),
+    }
 
 
 def stream(tokenizer: Tokenizer, ids: list[int], **options: bool) -> list[str]:
@@ -31,13 +33,17 @@ def stream(tokenizer: Tokenizer, ids: list[int], **options: bool) -> list[str]:
     return [*(detokenizer.push(i) for i in ids), detokenizer.flush()]
 
 
-@pytest.mark.parametrize("family", TOKENIZERS)
+@pytest.mark.parametrize("family", ["bpe", "spm", "wordpiece"])
 @given(data=st.data(), skip=st.booleans(), continues=st.booleans())
 @settings(max_examples=150, deadline=None)
 def test_any_ids_stream_as_they_decode(
-    family: str, data: st.DataObject, skip: bool, continues: bool
+    family: str,
+    data: st.DataObject,
+    skip: bool,
+    continues: bool,
+    tokenizers: dict[str, Tokenizer],
 ) -> None:
-    tokenizer = TOKENIZERS[family]
+    tokenizer = tokenizers[family]
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
     options = {"skip_special": skip, "continues": continues}
     assert "".join(stream(tokenizer, ids, **options)) == tokenizer.decode(ids, **options)
@@ -58,8 +64,10 @@ def test_real_vocabularies_stream_as_they_decode(name: str, vocabulary: Any) -> 
     assert pieces[-1] == ""
 
 
-def test_a_character_comes_out_when_its_last_byte_is_there() -> None:
-    tokenizer = TOKENIZERS["bpe"]
+def test_a_character_comes_out_when_its_last_byte_is_there(
+    tokenizers: dict[str, Tokenizer],
+) -> None:
+    tokenizer = tokenizers["bpe"]
     llama = list("🦙".encode())
     assert stream(tokenizer, llama) == ["", "", "", "🦙", ""]
     assert stream(tokenizer, [ord("a"), *llama[:3]]) == ["a", "", "", "", "\ufffd"]
@@ -70,8 +78,8 @@ def test_a_character_comes_out_when_its_last_byte_is_there() -> None:
     assert stream(tokenizer, [llama[0], special, llama[1]], skip_special=True)[-1] == "\ufffd"
 
 
-def test_the_space_of_a_first_word() -> None:
-    tokenizer = TOKENIZERS["spm"]
+def test_the_space_of_a_first_word(tokenizers: dict[str, Tokenizer]) -> None:
+    tokenizer = tokenizers["spm"]
     ids = tokenizer.encode("a a", add_special=False)
     assert stream(tokenizer, ids) == ["a", " a", ""]
     assert stream(tokenizer, ids, continues=True) == [" a", " a", ""]
@@ -79,8 +87,8 @@ def test_the_space_of_a_first_word() -> None:
     assert stream(tokenizer, [1, *ids]) == ["<s>", " a", " a", ""]
 
 
-def test_bytes_of_tokens() -> None:
-    bpe, spm = TOKENIZERS["bpe"], TOKENIZERS["spm"]
+def test_bytes_of_tokens(tokenizers: dict[str, Tokenizer]) -> None:
+    bpe, spm = tokenizers["bpe"], tokenizers["spm"]
     assert [bpe.token_bytes(i) for i in (0, 0x41, 0xFF)] == [b"\0", b"A", b"\xff"]
     assert bpe.token_bytes(bpe.token_id("<|im_end|>") or 0) == b"<|im_end|>"
     assert bpe.token_bytes(bpe.token_id("漢字") or 0) == "漢字".encode()  # not written as bytes
@@ -91,8 +99,8 @@ def test_bytes_of_tokens() -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 10**6, 2**31, 2**63 - 1])
-def test_ids_outside_the_vocabulary_are_errors(bad: int) -> None:
-    for tokenizer in TOKENIZERS.values():
+def test_ids_outside_the_vocabulary_are_errors(bad: int, tokenizers: dict[str, Tokenizer]) -> None:
+    for tokenizer in tokenizers.values():
         for use in (tokenizer.token_bytes, tokenizer.is_special, tokenizer.detokenizer().push):
             with pytest.raises(TokenizerError, match=f"token id {bad} is not in the vocabulary of"):
                 use(bad)
