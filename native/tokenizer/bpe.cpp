@@ -144,7 +144,7 @@ void BpeModel::encode_bytes(std::string_view word, Merger &merger,
   for (size_t i = 0; i < word.size(); ++i) {
     const int32_t id = byte_symbols_[uint8_t(word[i])];
     if (id < 0)
-      throw Fault("the vocabulary has no token for byte " + std::to_string(uint8_t(word[i])));
+      refuse_character(word, i);
     merger.add(id, i);
   }
   merger.run(word.size(), [this](int32_t l, int32_t r, uint32_t, uint32_t) { return find(l, r); });

@@ -2,6 +2,8 @@
 #include "error.h"
 #include "unicode.h"
 
+#include <cstdio>
+
 namespace insula::tok {
 
 std::string mark_spaces(std::string_view text) {
@@ -49,13 +51,22 @@ size_t MarkCutter::next(std::string_view text, size_t from) const {
   }
 }
 
+void refuse_character(std::string_view text, size_t at) {
+  while (at > 0 && (uint8_t(text[at]) & 0xC0) == 0x80)
+    --at;
+  unsigned length = 0;
+  char name[16];
+  std::snprintf(name, sizeof name, "U+%04X", unsigned(decode_valid(text.data() + at, length)));
+  throw Fault("the text has the character " + std::string(name) +
+              ", for which the vocabulary has no token and nothing to fall back on; remove it");
+}
+
 void append_byte_tokens(const Vocabulary &vocabulary, std::string_view bytes,
                         std::vector<int32_t> &out) {
   for (const char byte : bytes) {
     const int32_t id = vocabulary.byte_token(uint8_t(byte));
     if (id < 0)
-      throw Fault("the vocabulary has no token for '" + std::string(bytes) +
-                  "' and no byte token to fall back on");
+      refuse_character(bytes, 0);
     out.push_back(id);
   }
 }

@@ -65,6 +65,9 @@ private:
   std::array<bool, 256> crossed_{};
 };
 
+// Throws Fault that names the character of `text` (valid UTF-8) to which byte `at` belongs.
+[[noreturn]] void refuse_character(std::string_view text, size_t at);
+
 // Appends <0xHH> tokens for `bytes`; throws Fault where the vocabulary has none.
 void append_byte_tokens(const Vocabulary &vocabulary, std::string_view bytes,
                         std::vector<int32_t> &out);

@@ -185,7 +185,7 @@ void UnigramModel::encode(std::string_view text, bool, std::vector<int32_t> &out
   for (size_t at = all.size(); at > 0; at = best[at].from) {
     const int32_t id = best[at].id;
     if (id < 0)
-      throw Fault("the text has a character that the vocabulary lacks, and no unknown token");
+      refuse_character(all, best[at].from);
     if (id == unknown_ && out.size() > start && out.back() == unknown_)
       continue; // runs are one
     out.push_back(id);
