@@ -147,7 +147,9 @@ def test_a_byte_without_a_token_is_an_error_when_it_comes() -> None:
     tokens[0xC3] = "unused"
     tokenizer = Tokenizer.from_metadata(metadata)
     assert tokenizer.encode("plum") == list(b"plum")
-    with pytest.raises(TokenizerError, match=r"the character U\+00E9, for which the vocabulary has no token"):
+    with pytest.raises(
+        TokenizerError, match=r"the character U\+00E9, for which the vocabulary has no token"
+    ):
         tokenizer.encode("pé")
 
 
