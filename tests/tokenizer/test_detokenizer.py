@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,3 +109,16 @@ def test_ids_outside_the_vocabulary_are_errors(bad: int, tokenizers: dict[str, T
             tokenizer.decode([0, bad])
         with pytest.raises(TokenizerError, match="is not in the vocabulary of"):
             tokenizer.decode([2**70])
+
+
+def test_arrays_are_as_good_as_lists(tokenizers: dict[str, Tokenizer]) -> None:
+    tokenizer = tokenizers["bpe"]
+    for kind in (np.int32, np.int64, np.uint16):
+        ids = np.array(list(b"arrays"), kind)
+        assert tokenizer.decode(ids) == "arrays"
+        assert tokenizer.decode(ids[::2]) == "ary"
+        assert "".join(stream(tokenizer, list(ids))) == "arrays"
+    assert tokenizer.decode(np.array([], np.int32)) == tokenizer.decode([]) == ""
+    for bad in ([1.5], ["a"], [[1, 2]], [True]):
+        with pytest.raises(TokenizerError, match=r"must be one sequence of integers|is not in"):
+            tokenizer.decode(bad)  # type: ignore[arg-type]

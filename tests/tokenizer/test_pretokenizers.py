@@ -93,6 +93,13 @@ def test_a_missing_name_fails_until_one_is_given() -> None:
     assert tokenizer.encode("12", add_special=False) == [ord("1"), ord("2")]
 
 
+def test_a_name_for_a_vocabulary_that_takes_none_is_refused() -> None:
+    for metadata in (small.sentencepiece([("a", -1.0)]), small.wordpiece()):
+        assert Tokenizer.from_metadata(metadata | {small.P + "pre": "default"}).pre is None
+        with pytest.raises(TokenizerError, match="only 'gpt2' vocabularies take one"):
+            Tokenizer.from_metadata(metadata, pre="gpt-2")
+
+
 @pytest.mark.parametrize("name", sorted(DISTINCT.values()))
 def test_time_is_linear_in_a_single_run(name: str) -> None:
     """Quadratic work on 100 kB would take minutes; the bound is far from what linear work takes."""

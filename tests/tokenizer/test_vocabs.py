@@ -52,7 +52,7 @@ def test_decoding_gives_the_text_back(name: str, shared: Path, vocabulary: Any) 
     [
         ("bert-bge", "wordpiece", None, 101, None, [], True),
         ("falcon", "bpe", "falcon", 11, 11, [11], False),
-        ("gemma-4", "bpe", None, 2, 1, [1, 50, 106], True),
+        ("gemma-4", "bpe", "gemma4", 2, 1, [1, 50, 106], True),
         ("gpt-2", "bpe", "gpt-2", 50256, 50256, [50256], False),
         ("llama-bpe", "bpe", "llama-bpe", 128000, 128001, [128001, 128009], True),
         ("llama-spm", "spm", None, 1, 2, [2], True),

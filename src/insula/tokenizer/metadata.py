@@ -147,13 +147,22 @@ def scalars(metadata: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
-def build(metadata: Mapping[str, Any], pre: str | None) -> _native.Tokenizer:
-    """The native tokenizer for `metadata`; `pre` replaces the pre-tokenizer that it names."""
+def build(metadata: Mapping[str, Any], pre: str | None) -> tuple[_native.Tokenizer, str | None]:
+    """The native tokenizer for `metadata`, and the name of its pre-tokenizer.
+
+    pre: replaces the pre-tokenizer that the file names. Only byte-pair vocabularies have one.
+    """
     model = text(metadata, PREFIX + "model")
     if model is None:
         raise TokenizerError(
             "the file has no tokenizer.ggml.model: it carries no vocabulary that can be used"
         )
+    if pre is not None and model != "gpt2":
+        raise TokenizerError(
+            f"a pre-tokenizer ('{pre}') was given, but only 'gpt2' vocabularies take one,"
+            f" and this one is '{model[:64]}'"
+        )
+    named = {"gpt2": pre or text(metadata, PREFIX + "pre"), "gemma4": "gemma4"}.get(model)
     tokens = strings(metadata, PREFIX + "tokens")
     if tokens is None:
         raise TokenizerError("tokenizer.ggml.tokens is missing: the file has no vocabulary")
@@ -164,10 +173,10 @@ def build(metadata: Mapping[str, Any], pre: str | None) -> _native.Tokenizer:
         isinstance(charsmap, np.ndarray) and charsmap.dtype in (np.uint8, np.int8)
     ):
         raise _mistyped(PREFIX + "precompiled_charsmap", charsmap, "an array of bytes")
-    return _native.Tokenizer(
+    native = _native.Tokenizer(
         {
             "model": model,
-            "pre": pre if pre is not None else text(metadata, PREFIX + "pre") or "",
+            "pre": named or "",
             "name": text(metadata, "general.name") or "",
             "architecture": text(metadata, "general.architecture") or "",
         },
@@ -180,3 +189,4 @@ def build(metadata: Mapping[str, Any], pre: str | None) -> _native.Tokenizer:
         numbers(metadata, PREFIX + "token_type", "iu", np.int32, n),
         None if charsmap is None else np.ascontiguousarray(charsmap).view(np.uint8),
     )
+    return native, named

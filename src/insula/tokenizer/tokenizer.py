@@ -60,11 +60,10 @@ class Tokenizer:
         Raises TokenizerError where the metadata is malformed, UnsupportedError where it is well
         formed but of a kind that is not implemented.
         """
-        native = reader.build(metadata, pre)
-        named = pre if pre is not None else reader.text(metadata, reader.PREFIX + "pre")
+        native, named = reader.build(metadata, pre)
         return cls(
             native,
-            pre=named if native.family == "bpe" else None,
+            pre=named,
             chat_template=reader.text(metadata, "tokenizer.chat_template"),
         )
 
@@ -108,7 +107,11 @@ class Tokenizer:
         return ids
 
     def decode(
-        self, ids: Sequence[int], *, skip_special: bool = False, continues: bool = False
+        self,
+        ids: Sequence[int] | NDArray[np.integer[Any]],
+        *,
+        skip_special: bool = False,
+        continues: bool = False,
     ) -> str:
         """The text of `ids`; U+FFFD where their bytes are not UTF-8.
 
@@ -118,13 +121,17 @@ class Tokenizer:
 
         Raises TokenizerError for an id that is not in the vocabulary.
         """
-        try:
-            array: NDArray[np.int64] = np.asarray(ids or [], dtype=np.int64)
-        except OverflowError:
+        array = np.asarray(ids)
+        if array.size == 0:
+            return ""
+        if array.dtype.kind == "O":  # NumPy has no room for an integer like this
+            raise TokenizerError(f"a token id is not in the vocabulary of {self.vocab_size} tokens")
+        if array.ndim != 1 or array.dtype.kind not in "iu":
             raise TokenizerError(
-                f"a token id is not in the vocabulary of {self.vocab_size} tokens"
-            ) from None
-        return self._native.decode(array, skip_special, continues).decode(errors="replace")
+                f"token ids must be one sequence of integers, not {array.ndim}-D {array.dtype}"
+            )
+        packed: NDArray[np.int64] = np.ascontiguousarray(array, dtype=np.int64)
+        return self._native.decode(packed, skip_special, continues).decode(errors="replace")
 
     def detokenizer(self, *, skip_special: bool = False, continues: bool = False) -> Detokenizer:
         """A stream of text; the options are those of `decode`."""
