@@ -11,6 +11,7 @@ void bind_engine(nb::module_ &m);
 
 NB_MODULE(_native, m) {
   m.doc() = "Insula's compiled core.";
+  nb::set_leak_warnings(false); // at exit, of objects that the interpreter itself never lets go
   bind_quants(m);
   bind_mapping(m);
   bind_tokenizer(m);

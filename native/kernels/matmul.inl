@@ -109,8 +109,9 @@ void matmul_32(const uint8_t *panel, size_t K, const Acts &a, float *out) {
   const uint8_t *scales = panel + blocks * static_cast<size_t>(li.main_bytes);
   for (int i = 0; i < M * kPanel; ++i)
     out[i] = 0;
-  for (size_t b0 = 0; b0 < blocks; b0 += 8) {
-    const size_t b1 = b0 + 8 < blocks ? b0 + 8 : blocks;
+  constexpr size_t run = M <= 2 ? 1 : 8; // blocks in a row, then the panel's other lanes
+  for (size_t b0 = 0; b0 < blocks; b0 += run) {
+    const size_t b1 = b0 + run < blocks ? b0 + run : blocks;
     for (int h = 0; h < H; ++h) {
       V::F acc[M];
       for (int m = 0; m < M; ++m)
@@ -121,11 +122,14 @@ void matmul_32(const uint8_t *panel, size_t K, const Acts &a, float *out) {
         const uint32_t *x = a.q + b * 8 * R;
         const float *xd = a.d + b * R;
         const uint32_t *xs = a.sums + b * R;
-        if (M <= kPrefetchRows && h == 0) {
-          for (int p = 0; p < li.main_bytes; p += 64)
-            V::prefetch(w + kPrefetch + p);
+        if (M <= kPrefetchRows) {
+          constexpr size_t each = static_cast<size_t>(li.main_bytes) / H;
+          const uint8_t *next = panel + (b0 + 8) * static_cast<size_t>(li.main_bytes) +
+                                (static_cast<size_t>(h) * (b1 - b0) + (b - b0)) * each;
+          for (size_t p = 0; p < each; p += 64)
+            V::prefetch(next + p);
           if constexpr (li.scale_bytes != 0)
-            V::prefetch(scales + b * 32 + kPrefetch / 8);
+            V::prefetch(scales + insula::panel_bytes(L, K) + b * 32);
         }
         V::I s[M];
         if constexpr (L == Layout::Q8_0) {
@@ -181,10 +185,13 @@ void matmul_256(const uint8_t *panel, size_t K, const Acts &a, float *out) {
       for (int m = 0; m < M; ++m)
         s[m] = V::izero();
       for (int j = 0; j < kSubs; ++j) {
-        if (M <= kPrefetchRows && h == 0) {
-          constexpr int step = (li.main_bytes + kSubs - 1) / kSubs;
-          for (int p = 0; p < step; p += 64)
-            V::prefetch(w + kPrefetch + j * step + p);
+        if (M <= kPrefetchRows) {
+          constexpr int lines = (li.main_bytes + 63) / 64, steps = kSubs * H;
+          const int i = h * kSubs + j;
+          for (int l = i * lines / steps; l < (i + 1) * lines / steps; ++l)
+            V::prefetch(w + kPrefetch + l * 64);
+          if (li.scale_bytes != 0 && i == 0)
+            V::prefetch(scales + insula::panel_bytes(L, K) + b * 32);
         }
         const uint32_t *x = a.q + (b * 64 + static_cast<size_t>(j * S / 4)) * R;
         const uint8_t *sp = w + kMeta + 16 * j + h * V::W;

@@ -10,6 +10,8 @@ namespace {
 constexpr int kPrivateRows = 2; // up to here each thread prepares a product's input by itself
 constexpr int kQueries = 32;    // query vectors of one attention task
 constexpr int kClaimsPerPhase = 4;
+constexpr int kAheadRows = 8; // up to here a step waits for memory, not for cores:
+constexpr size_t kAheadBytes = size_t{1} << 17; // who waits at a barrier reads the next weights
 
 size_t up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
@@ -63,6 +65,8 @@ Executor::Executor(State &state, ThreadPool &pool) : s_(state), pool_(pool) {
     scratch_.push_back(std::move(c));
   }
   claims_ = std::vector<Claims>(s_.phases.size() * kClaimsPerPhase + 1);
+  for (const Phase &p : s_.phases)
+    panels_.emplace_back(pool_.size(), p.panels);
 }
 
 Executor::~Executor() = default;
@@ -82,6 +86,8 @@ void Executor::step(const Batch &batch, float *logits) {
   alone_ = static_cast<int>(spans_.size()) == batch.T;
   for (Claims &c : claims_)
     c.next.store(0, std::memory_order_relaxed);
+  for (Shares &p : panels_)
+    p.reset();
   if (alone_) {
     size_t most = 0;
     for (const Phase &p : s_.phases)
@@ -111,11 +117,31 @@ void Executor::run(int thread) {
     if (p.kind == Phase::Rows)
       rows_phase(p, c[0]);
     else if (p.kind == Phase::Matmul)
-      matmul_phase(p, thread, c);
+      matmul_phase(p, thread, c, panels_[i]);
     else
       attention_phase(p, thread, c);
-    pool_.barrier();
+    const uint8_t *ahead = b_->T <= kAheadRows ? next_weights(i + 1, thread) : nullptr;
+    pool_.barrier(ahead, ahead ? kAheadBytes : 0);
   }
+}
+
+// What this thread reads first in the next product, wherever it comes.
+const uint8_t *Executor::next_weights(size_t phase, int thread) const {
+  while (phase < s_.phases.size() && s_.phases[phase].kind != Phase::Matmul)
+    ++phase;
+  if (phase == s_.phases.size())
+    return nullptr;
+  const Phase &p = s_.phases[phase];
+  int at = panels_[phase].first(thread);
+  for (const Op &o : p.mats) {
+    const Weight &w = s_.weights[static_cast<size_t>(o.weight)];
+    const int panels = (w.rows + kPanel - 1) / kPanel;
+    const size_t offset = static_cast<size_t>(at) * panel_bytes(w.layout, w.cols);
+    if (at < panels)
+      return w.bytes - offset > kAheadBytes ? w.data + offset : nullptr;
+    at -= panels;
+  }
+  return nullptr;
 }
 
 // cos and sin of position * frequency in double, rounded once: the same on every level.
@@ -227,7 +253,7 @@ void Executor::place_row(const Phase &p, const float *x, const ActSet &set, int 
   }
 }
 
-void Executor::matmul_phase(const Phase &p, int thread, Claims *c) {
+void Executor::matmul_phase(const Phase &p, int thread, Claims *c, Shares &panels) {
   const int M = p.logits ? b_->R : b_->T;
   if (M == 0)
     return;
@@ -267,22 +293,20 @@ void Executor::matmul_phase(const Phase &p, int thread, Claims *c) {
   j.acts = &set;
   j.rows = M;
   j.add = p.add;
-  int size = std::clamp(p.panels / (pool_.size() * 8), 1, 32);
-  if (M > 8)
-    size = std::min(size, 4);
-  for (int first; (first = c[1].claim(size)) < p.panels;) {
-    int left = std::min(size, p.panels - first), at = first;
+  const int size = std::clamp(p.panels / (pool_.size() * 16), 1, 4);
+  for (Shares::Run run; (run = panels.take(thread, size)).count > 0;) {
+    int left = run.count, at = run.first;
     for (size_t m = 0; m < p.mats.size() && left > 0; ++m) {
       const Op &o = p.mats[m];
       const Weight &w = s_.weights[static_cast<size_t>(o.weight)];
-      const int panels = (w.rows + kPanel - 1) / kPanel;
-      if (at >= panels) {
-        at -= panels;
+      const int its = (w.rows + kPanel - 1) / kPanel;
+      if (at >= its) {
+        at -= its;
         continue;
       }
       j.layout = w.layout, j.w = w.data, j.columns = w.rows;
       j.first_panel = at;
-      j.panels = std::min(left, panels - at);
+      j.panels = std::min(left, its - at);
       j.bias = o.bias < 0 ? nullptr : s_.vectors[static_cast<size_t>(o.bias)].data();
       int dst = o.dst;
       if (p.glu) {
@@ -309,7 +333,7 @@ void Executor::matmul_phase(const Phase &p, int thread, Claims *c) {
 
   if (p.logits && (p.mats[0].scale != 1.0f || p.mats[0].softcap > 0.0f)) {
     pool_.barrier();
-    for (int i; (i = c[2].claim(1)) < M;) {
+    for (int i; (i = c[1].claim(1)) < M;) {
       float *y = logits_ + static_cast<size_t>(i) * static_cast<size_t>(s_.n_vocab);
       if (p.mats[0].scale != 1.0f)
         for (int n = 0; n < s_.n_vocab; ++n)

@@ -58,7 +58,8 @@ private:
   void row_op(const Op &o, int row, int head0, int heads);
   void rope_tables(int row);
   void rows_phase(const Phase &p, Claims &c);
-  void matmul_phase(const Phase &p, int thread, Claims *c);
+  void matmul_phase(const Phase &p, int thread, Claims *c, Shares &panels);
+  const uint8_t *next_weights(size_t phase, int thread) const;
   void place_row(const Phase &p, const float *x, const ActSet &set, int at);
   void attention_phase(const Phase &p, int thread, Claims *c);
   void store_head(const Op &a, int row, int head);
@@ -73,6 +74,7 @@ private:
   bool alone_ = false; // every token of the batch belongs to another sequence
   int longest_ = 0;    // largest position + 1
   std::vector<Claims> claims_;
+  std::vector<Shares> panels_; // per phase, the panels of its products
   std::vector<std::unique_ptr<Scratch>> scratch_;
   std::unique_ptr<Inputs> shared_;
   size_t max_k_ = 0;

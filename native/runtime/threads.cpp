@@ -1,5 +1,8 @@
 #include "threads.h"
 
+#include <algorithm>
+#include <chrono>
+
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
@@ -37,7 +40,10 @@ struct FlushDenormals {
 void pause() {}
 #endif
 
-constexpr int kSpins = 4000, kYields = 64;
+constexpr int kSpins = 2000;
+constexpr auto kAwake = std::chrono::microseconds(1000);
+
+void prefetch(const uint8_t *p) { __builtin_prefetch(p, 0, 2); }
 
 } // namespace
 
@@ -56,17 +62,24 @@ ThreadPool::~ThreadPool() {
     w.join();
 }
 
-void ThreadPool::wait_while(std::atomic<uint32_t> &word, uint32_t old) {
+void ThreadPool::wait_while(std::atomic<uint32_t> &word, uint32_t old, const uint8_t *next,
+                            size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) {
+    if (word.load(std::memory_order_acquire) != old)
+      return;
+    prefetch(next + i);
+  }
   for (int i = 0; i < kSpins; ++i) {
     if (word.load(std::memory_order_acquire) != old)
       return;
     pause();
   }
-  for (int i = 0; i < kYields; ++i) {
+  const auto parked = std::chrono::steady_clock::now() + kAwake;
+  do {
     if (word.load(std::memory_order_acquire) != old)
       return;
     std::this_thread::yield();
-  }
+  } while (std::chrono::steady_clock::now() < parked);
   sleepers_.fetch_add(1);
   while (word.load() == old)
     word.wait(old);
@@ -99,7 +112,7 @@ void ThreadPool::work(int id) {
   }
 }
 
-void ThreadPool::barrier() {
+void ThreadPool::barrier(const uint8_t *next, size_t bytes) {
   if (n_ == 1)
     return;
   const uint32_t gen = generation_.load(std::memory_order_relaxed);
@@ -107,8 +120,37 @@ void ThreadPool::barrier() {
     arrived_.store(0, std::memory_order_relaxed);
     publish(generation_);
   } else {
-    wait_while(generation_, gen);
+    wait_while(generation_, gen, next, bytes);
   }
+}
+
+void Shares::reset() {
+  for (size_t i = 0; i < shares_.size(); ++i) {
+    const int t = static_cast<int>(i);
+    shares_[i].range.store(static_cast<uint64_t>(bound(t)) << 32 |
+                               static_cast<uint32_t>(bound(t + 1)),
+                           std::memory_order_relaxed);
+  }
+}
+
+Shares::Run Shares::take(int thread, int size) {
+  const int n = static_cast<int>(shares_.size());
+  for (int i = 0; i < n; ++i) { // its own first, then its neighbours'
+    std::atomic<uint64_t> &range = shares_[static_cast<size_t>((thread + i) % n)].range;
+    uint64_t old = range.load(std::memory_order_relaxed);
+    for (;;) {
+      const int begin = static_cast<int>(old >> 32), end = static_cast<int>(old & 0xffffffffu);
+      const int count = std::min(size, end - begin);
+      if (count <= 0)
+        break;
+      const int from = i == 0 ? begin + count : begin, to = i == 0 ? end : end - count;
+      if (range.compare_exchange_weak(old,
+                                      static_cast<uint64_t>(from) << 32 | static_cast<uint32_t>(to),
+                                      std::memory_order_relaxed))
+        return {i == 0 ? begin : to, count};
+    }
+  }
+  return {0, 0};
 }
 
 } // namespace insula

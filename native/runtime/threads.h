@@ -1,11 +1,13 @@
 // The engine's own threads. One `run` is one step of the model: every thread executes the same
 // function, claims work from shared counters and meets the others at barriers.
 //
-// Waiting: spin briefly, then yield, then park; two spinning threads stall when another program
-// wakes. Denormals are flushed to zero on these threads while they run, never on the caller's
-// afterwards: the caller's floating-point state is restored.
+// Waiting: spin briefly, then yield for about the time between two steps, then park; two threads
+// that only spin stall when another program wakes. Denormals are flushed to zero on these threads
+// while they run, never on the caller's afterwards: the caller's floating-point state is restored.
 #pragma once
 #include <atomic>
+#include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -26,12 +28,14 @@ public:
   // Calls from several threads take turns.
   void run(const std::function<void(int)> &fn);
 
-  // All threads inside `run` wait for each other.
-  void barrier();
+  // All threads inside `run` wait for each other. Whoever waits reads `next` into the cache
+  // meanwhile: `bytes` of what it will need first after the barrier.
+  void barrier(const uint8_t *next = nullptr, size_t bytes = 0);
 
 private:
   void work(int id);
-  void wait_while(std::atomic<uint32_t> &word, uint32_t old);
+  void wait_while(std::atomic<uint32_t> &word, uint32_t old, const uint8_t *next = nullptr,
+                  size_t bytes = 0);
   void publish(std::atomic<uint32_t> &word);
 
   const int n_;
@@ -50,6 +54,30 @@ struct alignas(64) Claims {
   std::atomic<int> next{0};
   // The first item of a chunk of `size`, or `total` and beyond when nothing is left.
   int claim(int size) { return next.fetch_add(size, std::memory_order_relaxed); }
+};
+
+// Work of one phase in shares: each thread has a range of its own and takes from its front, so
+// that it reads memory in one long run; who is done takes from the back of another's. Fast cores
+// do more of it, and the items are the same whoever takes them.
+class Shares {
+public:
+  struct Run {
+    int first, count; // count 0: nothing is left
+  };
+  Shares(int threads, int items) : shares_(static_cast<size_t>(threads)), items_(items) {}
+  void reset(); // everything is to be done; no thread may be taking meanwhile
+  int first(int thread) const { return bound(thread); }
+  Run take(int thread, int size);
+
+private:
+  struct alignas(64) Share {
+    std::atomic<uint64_t> range{0}; // begin << 32 | end
+  };
+  int bound(int thread) const {
+    return static_cast<int>(int64_t{items_} * thread / static_cast<int64_t>(shares_.size()));
+  }
+  std::vector<Share> shares_;
+  int items_;
 };
 
 } // namespace insula

@@ -1,5 +1,6 @@
 // A small model through the whole boundary: threads, slices and batches do not change a bit,
 // and wrong programs and batches are refused. Also what the thread sanitizer runs.
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <random>
@@ -10,6 +11,7 @@
 #include "insula.h"
 #include "insula_isa.h"
 #include "../kernels/table.h"
+#include "../runtime/threads.h"
 
 using namespace insula;
 
@@ -139,8 +141,35 @@ template <class Fn> bool refused(Fn f) {
 
 } // namespace
 
-int main() {
+// Every item once, whoever takes it and however many threads and items there are.
+int shares_are_whole() {
   int checked = 0;
+  for (int threads : {1, 2, 3, 5})
+    for (int items : {0, 1, 2, 7, 64, 1000})
+      for (int size : {1, 3, 16}) {
+        ThreadPool pool(threads);
+        Shares shares(threads, items);
+        std::vector<std::atomic<int>> taken(static_cast<size_t>(items));
+        for (int again = 1; again <= 2; ++again) {
+          shares.reset();
+          pool.run([&](int thread) {
+            if (thread == 1)
+              return; // one that is late: the others do its share
+            for (Shares::Run r; (r = shares.take(thread, size)).count > 0;)
+              for (int i = r.first; i < r.first + r.count; ++i)
+                taken[static_cast<size_t>(i)].fetch_add(1);
+          });
+          for (const auto &n : taken)
+            CHECK(n == again, "%d threads, %d items by %d: taken %d times", threads, items, size,
+                  n.load());
+        }
+        ++checked;
+      }
+  return checked;
+}
+
+int main() {
+  int checked = shares_are_whole();
   for (bool post_norm : {false, true}) {
     Model one("scalar", 1);
     build(one, post_norm);
