@@ -23,7 +23,7 @@ DEFAULT_SAMPLERS: tuple[str, ...] = (
 class SamplingParams:
     """How the next token is chosen. Defaults are llama.cpp's, except repeat_penalty off.
 
-    temperature <= 0 means greedy (the highest logit after bias and penalties; ties: lowest id).
+    temperature 0 means greedy (the highest logit after bias and penalties; ties: lowest id).
     top_k <= 0, top_p >= 1, min_p <= 0, typical_p >= 1 and penalties at 1 / 0 / 0 are off.
     repeat_last_n: how many last tokens the penalties see; 0 none, -1 the whole context.
     seed: None draws one; the report carries the seed that was used.
