@@ -29,7 +29,7 @@ set(INSULA_ISA_TABLE
   "avxvnni|x86_64|-mavx2 -mfma -mf16c -mavxvnni"
   "avxvnni_evex|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mprefer-vector-width=256"
   "avx512|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni"
-  "amx|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16"
+  "amx|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mamx-tile -mamx-int8"
   "neon|arm64|"
   "neon_dotprod|arm64|-march=armv8.2-a+dotprod+fp16"
   "neon_i8mm|arm64|-march=armv8.2-a+dotprod+fp16+i8mm"

@@ -7,6 +7,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace insula {
@@ -14,13 +18,23 @@ namespace {
 
 #if defined(__x86_64__)
 struct Cpu {
-  bool avx2 = false, avxvnni = false, vnni256 = false, avx512 = false;
+  bool avx2 = false, avxvnni = false, vnni256 = false, avx512 = false, amx = false;
 };
 
 uint64_t xcr0() {
   uint32_t lo, hi;
   __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
   return static_cast<uint64_t>(hi) << 32 | lo;
+}
+
+// Tiles are a process's by permission; a sandbox may refuse it.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18; // ARCH_REQ_XCOMP_PERM
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 Cpu detect() {
@@ -34,12 +48,13 @@ Cpu detect() {
   const uint64_t x = xcr0(); // what the operating system saves, not only what the CPU has
   if (!__get_cpuid_count(7, 0, &a, &b, &cx, &d))
     return c;
-  const uint32_t b0 = b, c0 = cx;
+  const uint32_t b0 = b, c0 = cx, d0 = d;
   c.avx2 = (x & 6) == 6 && fma && f16c && (b0 >> 5 & 1);
   const bool f512 = c.avx2 && (x & 0xe6) == 0xe6 && (b0 >> 16 & 1) && (b0 >> 17 & 1) &&
                     (b0 >> 30 & 1) && (b0 >> 31 & 1);
   c.avx512 = f512 && (c0 >> 11 & 1);
   c.vnni256 = c.avx512;
+  c.amx = c.avx512 && (x >> 17 & 3) == 3 && (d0 >> 24 & 3) == 3 && may_use_tiles();
   if (__get_cpuid_count(7, 1, &a, &b, &cx, &d))
     c.avxvnni = c.avx2 && (a >> 4 & 1);
   return c;
@@ -49,6 +64,9 @@ Cpu detect() {
 std::vector<Level> find() {
   [[maybe_unused]] const Cpu c = detect();
   std::vector<Level> all;
+#ifdef INSULA_HAVE_AMX
+  all.push_back({"amx", c.amx, table_amx(), "AMX-TILE and AMX-INT8, allowed by the system"});
+#endif
 #ifdef INSULA_HAVE_AVX512
   all.push_back({"avx512", c.avx512, table_avx512(), "AVX-512 F/BW/DQ/VL/VNNI"});
 #endif
@@ -78,10 +96,13 @@ std::vector<Level> find() { return {{"scalar", true, table_scalar(), ""}}; }
 
 } // namespace
 
-const std::vector<Level> &levels() {
-  static const std::vector<Level> all = find();
+static std::vector<Level> &registry() {
+  static std::vector<Level> all = find();
   return all;
 }
+
+const std::vector<Level> &levels() { return registry(); }
+void add_level(const Level &level) { registry().insert(registry().begin(), level); }
 
 const KernelTable *select_level(const char *name, std::string *error) {
   const bool any = !name || !*name;

@@ -37,33 +37,37 @@ int main(int argc, char **argv) {
   std::vector<float> x(m * K, 0.01f), y(m * static_cast<size_t>(N));
   for (size_t i = 0; i < x.size(); ++i)
     x[i] = static_cast<float>(i % 97) / 97 - 0.5f;
-  const int R = M == 1 ? 1 : t->rows;
-  const size_t r = static_cast<size_t>(R), n = (m + r - 1) / r * r;
-  std::vector<uint32_t> q(n * K / 4), q2(n * K / 4), s(n * K / 32), s2(n * K / 256 * kSums256 + 1);
+  const int R = tile_rows(*t, M);
+  const size_t r = static_cast<size_t>(R), n = (m + r - 1) / r * r, qt = (K + 63) / 64 * 16 * r;
+  std::vector<uint32_t> q(n / r * qt), q2(q), s(n * K / 32), s2(n * K / 256 * kSums256 + 1);
   std::vector<float> d(n * K / 32), d2(n * K / 256 + 1), f(n * K);
   for (size_t i = 0; i < m; ++i) {
     size_t tl = i / r, at = i % r;
-    t->quantize_a32(&x[i * K], K, R, &q[tl * K / 4 * r + at], &d[tl * K / 32 * r + at],
-                    &s[tl * K / 32 * r + at]);
-    t->quantize_a256(&x[i * K], K, R, &q2[tl * K / 4 * r + at], &d2[tl * K / 256 * r + at],
-                     &s2[tl * K / 256 * kSums256 * r + at]);
+    const int row = static_cast<int>(at);
+    t->quantize_a32(&x[i * K], K, R, row, &q[tl * qt], &d[tl * K / 32 * r], &s[tl * K / 32 * r]);
+    t->quantize_a256(&x[i * K], K, R, row, &q2[tl * qt], &d2[tl * K / 256 * r],
+                     &s2[tl * K / 256 * kSums256 * r]);
     for (size_t k = 0; k < K; ++k)
       f[tl * K * r + k * r + at] = x[i * K + k];
   }
   ActSet a;
-  a.a32 = {q.data(), d.data(), s.data(), nullptr, K / 4 * r, K / 32 * r, K / 32 * r, 0};
-  a.a256 = {
-      q2.data(), d2.data(), s2.data(), nullptr, K / 4 * r, K / 256 * r, K / 256 * kSums256 * r, 0};
+  a.a32 = {q.data(), d.data(), s.data(), nullptr, qt, K / 32 * r, K / 32 * r, 0};
+  a.a256 = {q2.data(), d2.data(), s2.data(), nullptr, qt, K / 256 * r, K / 256 * kSums256 * r, 0};
   a.f32 = {nullptr, nullptr, nullptr, f.data(), 0, 0, 0, K * r};
   a.R = R;
   const int panels = N / 16, each = panels / threads;
+  std::vector<Buffer> scratch;
+  for (int i = 0; i < threads; ++i)
+    scratch.emplace_back(wide_scratch(M, K));
   const int passes = static_cast<int>((size_t{1} << 28) / bytes) / (M < 8 ? 1 : 8) + 1;
-  auto part = [&](int first, int count) {
+  auto part = [&](int thread) {
+    const int first = thread * each, count = each;
     for (int pass = 0; pass < passes; ++pass)
       for (int p = first; p < first + count; p += 4) {
         MatJob j{};
         j.layout = l, j.w = w, j.first_panel = p, j.panels = 4, j.columns = N, j.K = K;
         j.acts = &a, j.rows = M, j.dst = y.data(), j.dst_stride = static_cast<size_t>(N);
+        j.scratch = scratch[static_cast<size_t>(thread)].data();
         t->matmul(j);
       }
   };
@@ -72,8 +76,8 @@ int main(int argc, char **argv) {
     auto t0 = std::chrono::steady_clock::now();
     std::vector<std::thread> others;
     for (int i = 1; i < threads; ++i)
-      others.emplace_back(part, i * each, each);
-    part(0, each);
+      others.emplace_back(part, i);
+    part(0);
     for (std::thread &o : others)
       o.join();
     double s1 = std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();

@@ -152,6 +152,7 @@ void bind_engine(nb::module_ &m) {
       .def_prop_ro("page_bytes", &Model::page_bytes)
       .def_prop_ro("weight_bytes", &Model::weight_bytes)
       .def_prop_ro("kernel_calls", &Model::kernel_calls)
+      .def_prop_ro("tile_products", &Model::tile_products)
       .def_prop_ro("phases", &Model::phases);
 
   m.def(

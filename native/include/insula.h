@@ -70,6 +70,7 @@ public:
   size_t page_bytes() const;
   size_t weight_bytes() const;
   uint64_t kernel_calls() const;
+  uint64_t tile_products() const; // of matrix tiles, by all models of this level
   int phases() const;
 
 private:

@@ -17,6 +17,9 @@ struct Level {
 // Every level of this build, the fastest first.
 const std::vector<Level> &levels();
 
+// One more level, the first of all: a test's own. Not while levels are in use.
+void add_level(const Level &level);
+
 // The table for `name`, or for nullptr/"" the fastest available one.
 // On failure returns nullptr and says in `error` what was found and what is allowed.
 const KernelTable *select_level(const char *name, std::string *error);

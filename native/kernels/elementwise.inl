@@ -166,34 +166,38 @@ inline uint32_t pair(int lo, int hi) {
   return (static_cast<uint32_t>(lo) & 0xffff) | static_cast<uint32_t>(hi) << 16;
 }
 
-inline void scatter(const int8_t *q, int n, size_t R, uint32_t *out) {
-  for (int i = 0; i < n; i += 4)
-    __builtin_memcpy(out + static_cast<size_t>(i / 4) * R, q + i, 4);
-}
-
-void quantize_a32(const float *x, size_t K, int R, uint32_t *q, float *d, uint32_t *sums) {
-  const size_t r = static_cast<size_t>(R);
-  alignas(64) int8_t t[32];
-  for (size_t b = 0; b < K / 32; ++b) {
-    d[b * r] = quantize_block(x + b * 32, 32, t);
-    sums[b * r] = static_cast<uint32_t>(sum16(t) + sum16(t + 16));
-    scatter(t, 32, r, q + b * 8 * r);
+// n quants of row m of a tile of R, from word `first` on.
+inline void scatter(const int8_t *q, int n, int R, int m, uint32_t *tile, size_t first) {
+  const size_t r = static_cast<size_t>(R), at = static_cast<size_t>(m);
+  for (size_t w = first; n > 0; n -= 4, q += 4, ++w) {
+    const bool wide = V::kTiles && R == insula::kWideRows;
+    __builtin_memcpy(tile + (wide ? w / 16 * 256 + at * 16 + w % 16 : w * r + at), q, 4);
   }
 }
 
-void quantize_a256(const float *x, size_t K, int R, uint32_t *q, float *d, uint32_t *sums) {
-  const size_t r = static_cast<size_t>(R);
+void quantize_a32(const float *x, size_t K, int R, int m, uint32_t *q, float *d, uint32_t *sums) {
+  const size_t r = static_cast<size_t>(R), at = static_cast<size_t>(m);
+  alignas(64) int8_t t[32];
+  for (size_t b = 0; b < K / 32; ++b) {
+    d[b * r + at] = quantize_block(x + b * 32, 32, t);
+    sums[b * r + at] = static_cast<uint32_t>(sum16(t) + sum16(t + 16));
+    scatter(t, 32, R, m, q, b * 8);
+  }
+}
+
+void quantize_a256(const float *x, size_t K, int R, int m, uint32_t *q, float *d, uint32_t *sums) {
+  const size_t r = static_cast<size_t>(R), at = static_cast<size_t>(m);
   alignas(64) int8_t t[256];
   for (size_t b = 0; b < K / 256; ++b, sums += insula::kSums256 * r) {
-    d[b * r] = quantize_block(x + b * 256, 256, t);
+    d[b * r + at] = quantize_block(x + b * 256, 256, t);
     int s[16];
     for (int i = 0; i < 16; ++i)
       s[i] = sum16(t + 16 * i);
     for (size_t i = 0; i < 8; ++i)
-      sums[i * r] = pair(s[2 * i], s[2 * i + 1]);
+      sums[i * r + at] = pair(s[2 * i], s[2 * i + 1]);
     for (size_t i = 0; i < 4; ++i)
-      sums[(8 + i) * r] = pair(s[4 * i] + s[4 * i + 1], s[4 * i + 2] + s[4 * i + 3]);
-    scatter(t, 256, r, q + b * 64 * r);
+      sums[(8 + i) * r + at] = pair(s[4 * i] + s[4 * i + 1], s[4 * i + 2] + s[4 * i + 3]);
+    scatter(t, 256, R, m, q, b * 64);
   }
 }
 

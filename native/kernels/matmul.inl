@@ -330,6 +330,31 @@ INSULA_INLINE void tile(Layout l, int R, int rows, const uint8_t *w, size_t K, c
 
 std::atomic<uint64_t> g_calls{0};
 
+// What follows a panel's product t (and t2, of the second weight): M rows from m0 of the job's.
+INSULA_INLINE void finish_panel(const insula::MatJob &j, int first, int m0, int M, float *t,
+                                float *t2) {
+  const int n = j.columns - first < kPanel ? j.columns - first : kPanel;
+  auto add_bias = [&](const float *bias, float *y) {
+    for (int m = 0; bias && m < M; ++m)
+      for (int i = 0; i < n; ++i)
+        y[m * kPanel + i] += bias[first + i];
+  };
+  add_bias(j.bias, t);
+  if (j.w2) {
+    add_bias(j.bias2, t2);
+    glu(t, t2, static_cast<size_t>(M * kPanel), j.act, t);
+  }
+  for (int m = 0; m < M; ++m) {
+    float *y = j.dst + static_cast<size_t>(m0 + m) * j.dst_stride + first;
+    if (j.add)
+      for (int i = 0; i < n; ++i)
+        y[i] += t[m * kPanel + i];
+    else
+      for (int i = 0; i < n; ++i)
+        y[i] = t[m * kPanel + i];
+  }
+}
+
 // A run of neighbouring panels for all rows, with what follows the product.
 void matmul(const insula::MatJob &j) {
   g_calls.fetch_add(1, std::memory_order_relaxed);
@@ -340,32 +365,12 @@ void matmul(const insula::MatJob &j) {
   for (int m0 = 0; m0 < j.rows; m0 += R) {
     const int M = j.rows - m0 < R ? j.rows - m0 : R;
     const Acts a = tile_of(*j.acts, j.layout, m0 / R);
-    for (int p = 0; p < j.panels; ++p) {
-      const int first = (j.first_panel + p) * kPanel;
-      const int n = j.columns - first < kPanel ? j.columns - first : kPanel;
-      const size_t at = static_cast<size_t>(j.first_panel + p);
-      tile(j.layout, R, M, j.w + at * stride, j.K, a, t);
-      if (j.bias)
-        for (int m = 0; m < M; ++m)
-          for (int i = 0; i < n; ++i)
-            t[m * kPanel + i] += j.bias[first + i];
-      if (j.w2) {
-        tile(j.layout2, R, M, j.w2 + at * stride2, j.K, tile_of(*j.acts, j.layout2, m0 / R), t2);
-        if (j.bias2)
-          for (int m = 0; m < M; ++m)
-            for (int i = 0; i < n; ++i)
-              t2[m * kPanel + i] += j.bias2[first + i];
-        glu(t, t2, static_cast<size_t>(M * kPanel), j.act, t);
-      }
-      for (int m = 0; m < M; ++m) {
-        float *y = j.dst + static_cast<size_t>(m0 + m) * j.dst_stride + first;
-        if (j.add)
-          for (int i = 0; i < n; ++i)
-            y[i] += t[m * kPanel + i];
-        else
-          for (int i = 0; i < n; ++i)
-            y[i] = t[m * kPanel + i];
-      }
+    for (int p = j.first_panel; p < j.first_panel + j.panels; ++p) {
+      tile(j.layout, R, M, j.w + static_cast<size_t>(p) * stride, j.K, a, t);
+      if (j.w2)
+        tile(j.layout2, R, M, j.w2 + static_cast<size_t>(p) * stride2, j.K,
+             tile_of(*j.acts, j.layout2, m0 / R), t2);
+      finish_panel(j, p * kPanel, m0, M, t, t2);
     }
   }
 }

@@ -13,7 +13,10 @@
 namespace insula {
 
 // Activations of a batch of rows, in tiles of R rows whose values stand side by side, so that a
-// kernel reaches all of them from one pointer. R is 1 for a single row, else the table's `rows`.
+// kernel reaches all of them from one pointer. R is what `tile_rows` says: 1 for a single row, the
+// table's `rows` for a few, kWideRows where the table has matrix tiles. In a wide tile a row's
+// words stand together, 16 by 16: word k/4 of row m is q[k/64][m][k/4 % 16], the form that tiles
+// load.
 //   A32 : q words [K/4][R] of 4 int8,  d [K/32][R],   sums int32 [K/32][R]
 //   A256: q words [K/4][R],            d [K/256][R],  sums words [K/256][12][R], two int16 each:
 //         8 pairs of sums over 16 values, then 4 pairs of sums over 32
@@ -65,17 +68,23 @@ struct MatJob {
   bool add;
   float *dst;
   size_t dst_stride;
+  uint8_t *scratch; // of this thread, wide_scratch() bytes; only wide tiles use it
 };
 
 inline constexpr size_t kSums256 = 12; // words of sums a 256-block
 
+inline constexpr int kWideRows = 16;
+
 struct KernelTable {
   const char *name;
   void (*matmul)(const MatJob &j);
-  int rows; // R of a tile
-  // One row into its place in a tile (the pointers already at that row).
-  void (*quantize_a32)(const float *x, size_t K, int R, uint32_t *q, float *d, uint32_t *sums);
-  void (*quantize_a256)(const float *x, size_t K, int R, uint32_t *q, float *d, uint32_t *sums);
+  int rows;      // R of a tile of a few rows
+  int wide_from; // as many rows and more go in wide tiles; 0: this level has none
+  // One row into place m of a tile of R, the pointers at the tile's start.
+  void (*quantize_a32)(const float *x, size_t K, int R, int m, uint32_t *q, float *d,
+                       uint32_t *sums);
+  void (*quantize_a256)(const float *x, size_t K, int R, int m, uint32_t *q, float *d,
+                        uint32_t *sums);
   void (*rms_norm)(const float *x, const float *w, size_t n, float eps, float *y);
   void (*layer_norm)(const float *x, const float *w, const float *b, size_t n, float eps, float *y);
   void (*glu)(const float *gate, const float *up, size_t n, int act,
@@ -88,7 +97,20 @@ struct KernelTable {
                      const float *o2, int head_dim);
   void (*attn_finish)(const float *l, const float *o, int head_dim, float *out);
   std::atomic<uint64_t> *calls; // counted by this level's own matmul code
+  std::atomic<uint64_t> *tiles; // products of matrix tiles, null where the level has none
 };
+
+// R of the tiles that M rows go into.
+inline int tile_rows(const KernelTable &t, int M) {
+  return M == 1 ? 1 : t.wide_from && M >= t.wide_from ? kWideRows : t.rows;
+}
+
+// What one thread needs beside its inputs for wide tiles of up to `rows` rows of up to K values:
+// a panel's weights as two planes of int8, and the products of two panels.
+inline size_t wide_scratch(int rows, size_t K) {
+  const size_t r = static_cast<size_t>((rows + kWideRows - 1) / kWideRows * kWideRows);
+  return 2 * kPanel * ((K + 255) / 256 * 256) + 2 * r * kPanel * sizeof(float);
+}
 
 inline constexpr int pad16(int n) { return (n + 15) / 16 * 16; }
 
@@ -102,6 +124,7 @@ const KernelTable *table_avx2();
 const KernelTable *table_avxvnni();
 const KernelTable *table_avxvnni_evex();
 const KernelTable *table_avx512();
+const KernelTable *table_amx();
 const KernelTable *table_neon();
 
 } // namespace insula

@@ -9,7 +9,8 @@ namespace {
 
 struct V {
   static constexpr int W = 8;
-  static constexpr int kRows = 4; // activation rows a tile takes
+  static constexpr int kRows = 4;       // activation rows a tile takes
+  static constexpr bool kTiles = false; // matrix tiles beside the vectors
   using F = __m256;
   using I = __m256i;
   using B = __m256i; // 32 bytes: 4 k of 8 rows

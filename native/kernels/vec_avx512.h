@@ -10,6 +10,11 @@ namespace {
 struct V {
   static constexpr int W = 16;
   static constexpr int kRows = 8; // activation rows a tile takes
+#ifdef INSULA_TILES
+  static constexpr bool kTiles = true;
+#else
+  static constexpr bool kTiles = false;
+#endif
   using F = __m512;
   using I = __m512i;
   using B = __m512i;  // 64 bytes: 4 k of 16 rows

@@ -9,7 +9,8 @@ namespace {
 
 struct V {
   static constexpr int W = 4;
-  static constexpr int kRows = 4; // activation rows a tile takes
+  static constexpr int kRows = 4;       // activation rows a tile takes
+  static constexpr bool kTiles = false; // matrix tiles beside the vectors
   using F = float32x4_t;
   using I = int32x4_t;
   using B = uint8x16_t; // 4 k of 4 rows

@@ -10,7 +10,8 @@ namespace {
 
 struct V {
   static constexpr int W = 16;
-  static constexpr int kRows = 1; // activation rows a tile takes
+  static constexpr int kRows = 1;       // activation rows a tile takes
+  static constexpr bool kTiles = false; // matrix tiles beside the vectors
   struct F {
     float v[16];
   };

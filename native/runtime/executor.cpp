@@ -43,7 +43,7 @@ struct Executor::Inputs : ActBuffers {
 
 struct Executor::Scratch {
   Inputs inputs;
-  Buffer norm, scores, m, l, o, m2, l2, o2;
+  Buffer norm, scores, m, l, o, m2, l2, o2, wide;
   Scratch(size_t rows, size_t k) : inputs(rows, k) {}
 };
 
@@ -54,10 +54,12 @@ Executor::Executor(State &state, ThreadPool &pool) : s_(state), pool_(pool) {
   max_k_ = up(max_k_, 256);
   for (const Slot &s : s_.slots)
     hp = std::max(hp, static_cast<size_t>(pad16(s.head_dim)));
-  const size_t k = max_k_, tile = static_cast<size_t>(s_.kernels->rows);
+  const size_t k = max_k_, tile = static_cast<size_t>(tile_rows(*s_.kernels, s_.max_rows));
   shared_ = std::make_unique<Inputs>(up(static_cast<size_t>(s_.max_rows), tile), k);
   for (int t = 0; t < pool_.size(); ++t) {
     auto c = std::make_unique<Scratch>(up(kPrivateRows, tile), k);
+    if (s_.kernels->wide_from)
+      c->wide = Buffer(wide_scratch(s_.max_rows, k));
     c->norm = Buffer(k * 4);
     c->scores = Buffer(kQueries * kAttnChunk * 4);
     c->m = Buffer(kQueries * 4), c->l = Buffer(kQueries * 4), c->o = Buffer(kQueries * hp * 4);
@@ -234,20 +236,19 @@ void Executor::rows_phase(const Phase &p, Claims &c) {
 // Row x into place `at` of the input's tiles, in every form that this phase's weights need.
 void Executor::place_row(const Phase &p, const float *x, const ActSet &set, int at) {
   const size_t k = static_cast<size_t>(s_.widths[static_cast<size_t>(p.mats[0].src)]);
-  const size_t t = static_cast<size_t>(at / set.R), m = static_cast<size_t>(at % set.R);
-  auto words = [&](const uint32_t *q, size_t tile) {
-    return const_cast<uint32_t *>(q) + t * tile + m;
-  };
-  auto floats = [&](const float *d, size_t tile) { return const_cast<float *>(d) + t * tile + m; };
+  const size_t t = static_cast<size_t>(at / set.R);
+  auto words = [&](const uint32_t *q, size_t tile) { return const_cast<uint32_t *>(q) + t * tile; };
+  auto floats = [&](const float *d, size_t tile) { return const_cast<float *>(d) + t * tile; };
   const Acts &a = set.a32, &b = set.a256, &f = set.f32;
+  const int row = at % set.R;
   if (p.a32)
-    s_.kernels->quantize_a32(x, k, set.R, words(a.q, a.q_tile), floats(a.d, a.d_tile),
+    s_.kernels->quantize_a32(x, k, set.R, row, words(a.q, a.q_tile), floats(a.d, a.d_tile),
                              words(a.sums, a.sums_tile));
   if (p.a256)
-    s_.kernels->quantize_a256(x, k, set.R, words(b.q, b.q_tile), floats(b.d, b.d_tile),
+    s_.kernels->quantize_a256(x, k, set.R, row, words(b.q, b.q_tile), floats(b.d, b.d_tile),
                               words(b.sums, b.sums_tile));
   if (p.f32) {
-    float *y = floats(f.f, f.f_tile);
+    float *y = floats(f.f, f.f_tile) + row;
     for (size_t i = 0; i < k; ++i)
       y[i * static_cast<size_t>(set.R)] = x[i];
   }
@@ -274,7 +275,7 @@ void Executor::matmul_phase(const Phase &p, int thread, Claims *c, Shares &panel
   // Few rows: each thread prepares all of them for itself, which is cheaper than a barrier.
   const bool own = M <= kPrivateRows && p.private_ok;
   Scratch &mine = *scratch_[static_cast<size_t>(thread)];
-  const ActSet set = (own ? mine.inputs : *shared_).set(M == 1 ? 1 : s_.kernels->rows, max_k_);
+  const ActSet set = (own ? mine.inputs : *shared_).set(tile_rows(*s_.kernels, M), max_k_);
   for (int i = 0; own ? i < M : (i = c[0].claim(1)) < M; i += own) {
     const int r = source_row(i);
     const float *x = s_.row(src, r);
@@ -293,6 +294,7 @@ void Executor::matmul_phase(const Phase &p, int thread, Claims *c, Shares &panel
   j.acts = &set;
   j.rows = M;
   j.add = p.add;
+  j.scratch = mine.wide.data();
   const int size = std::clamp(p.panels / (pool_.size() * 16), 1, 4);
   for (Shares::Run run; (run = panels.take(thread, size)).count > 0;) {
     int left = run.count, at = run.first;

@@ -187,6 +187,9 @@ int Model::threads() const { return impl_->pool.size(); }
 const char *Model::isa() const { return impl_->s.kernels->name; }
 size_t Model::weight_bytes() const { return impl_->weight_bytes; }
 uint64_t Model::kernel_calls() const { return impl_->s.kernels->calls->load(); }
+uint64_t Model::tile_products() const {
+  return impl_->s.kernels->tiles ? impl_->s.kernels->tiles->load() : 0;
+}
 int Model::phases() const { return static_cast<int>(impl_->s.phases.size()); }
 size_t Model::page_bytes() const {
   size_t n = 0;

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstring>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "insula_isa.h"
@@ -95,7 +96,8 @@ struct Batch {
 static void quantize(const KernelTable *t, const float *x, int M, int K, int R, Batch &b) {
   size_t k = static_cast<size_t>(K), r = static_cast<size_t>(R);
   size_t tiles = static_cast<size_t>((M + R - 1) / R), n = tiles * r, blocks = k / 32 + 1;
-  b.q32.assign(n * k / 4, 0), b.q256 = b.q32;
+  const size_t qt = (k + 63) / 64 * 16 * r; // words of a tile
+  b.q32.assign(tiles * qt, 0), b.q256 = b.q32;
   b.d32.assign(n * blocks, 0), b.d256 = b.d32;
   b.s32.assign(n * blocks, 0);
   size_t st = (k / 256 + 1) * kSums256;
@@ -104,29 +106,29 @@ static void quantize(const KernelTable *t, const float *x, int M, int K, int R, 
   for (int i = 0; i < M; ++i) {
     size_t tl = static_cast<size_t>(i / R), m = static_cast<size_t>(i % R);
     const float *row = x + static_cast<size_t>(i) * k;
-    t->quantize_a32(row, k, R, &b.q32[tl * k / 4 * r + m], &b.d32[tl * blocks * r + m],
-                    &b.s32[tl * blocks * r + m]);
-    t->quantize_a256(row, k, R, &b.q256[tl * k / 4 * r + m], &b.d256[tl * blocks * r + m],
-                     &b.s256[tl * st * r + m]);
+    t->quantize_a32(row, k, R, static_cast<int>(m), &b.q32[tl * qt], &b.d32[tl * blocks * r],
+                    &b.s32[tl * blocks * r]);
+    t->quantize_a256(row, k, R, static_cast<int>(m), &b.q256[tl * qt], &b.d256[tl * blocks * r],
+                     &b.s256[tl * st * r]);
     for (size_t j = 0; j < k; ++j)
       b.f[tl * k * r + j * r + m] = row[j];
   }
-  b.set.a32 = {b.q32.data(), b.d32.data(), b.s32.data(), nullptr,
-               k / 4 * r,    blocks * r,   blocks * r,   0};
-  b.set.a256 = {b.q256.data(), b.d256.data(), b.s256.data(), nullptr,
-                k / 4 * r,     blocks * r,    st * r,        0};
+  b.set.a32 = {b.q32.data(), b.d32.data(), b.s32.data(), nullptr, qt, blocks * r, blocks * r, 0};
+  b.set.a256 = {b.q256.data(), b.d256.data(), b.s256.data(), nullptr, qt, blocks * r, st * r, 0};
   b.set.f32 = {nullptr, nullptr, nullptr, b.f.data(), 0, 0, 0, k * r};
   b.set.R = R;
 }
 
 static std::vector<float> product(const KernelTable *t, const Packed &p, const float *x, int M) {
   Batch b;
-  quantize(t, x, M, p.K, M == 1 ? 1 : t->rows, b);
+  quantize(t, x, M, p.K, tile_rows(*t, M), b);
+  std::vector<uint8_t> scratch(wide_scratch(M, static_cast<size_t>(p.K)) + 64);
   std::vector<float> y(static_cast<size_t>(M * p.N), 0.5f);
   MatJob j{};
   j.layout = p.l, j.w = p.bytes.data(), j.panels = (p.N + 15) / 16, j.columns = p.N;
   j.K = static_cast<size_t>(p.K), j.acts = &b.set, j.rows = M, j.dst = y.data();
   j.dst_stride = static_cast<size_t>(p.N);
+  j.scratch = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64);
   t->matmul(j);
   return y;
 }
@@ -158,7 +160,7 @@ static void matmuls(const KernelTable *t, const KernelTable *ref) {
       std::vector<float> one = product(ref, p, &x[static_cast<size_t>(m * K)], 1);
       want.insert(want.end(), one.begin(), one.end());
     }
-    for (int m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33}) {
+    for (int m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 33}) {
       std::vector<float> got = product(t, p, x.data(), m);
       std::vector<float> head(want.begin(), want.begin() + m * N);
       CHECK(same(got, head), "%s %s M=%d differs from scalar, row by row", t->name, info(l).name,
@@ -315,6 +317,22 @@ static void halves() {
   }
 }
 
+#ifdef INSULA_HAVE_TILES_EMULATED
+namespace insula {
+const KernelTable *table_amx_emulated();
+}
+#endif
+
+static void tiles(const KernelTable *t) {
+  const uint64_t before = t->tiles->load();
+  std::vector<float> x(64 * 512, 0.5f);
+  Packed p = pack(Layout::Q4_K, random_file(Layout::Q4_K, 32, 512), 32, 512);
+  product(t, p, x.data(), 4);
+  CHECK(t->tiles->load() == before, "four rows went through tiles");
+  product(t, p, x.data(), 17); // 2 panels x 2 tiles of rows x 2 blocks x (4 tiles of k, 2 planes)
+  CHECK(t->tiles->load() - before == 64, "%d tile products", int(t->tiles->load() - before));
+}
+
 int main() {
   halves();
   const KernelTable *ref = table_scalar();
@@ -330,6 +348,18 @@ int main() {
     std::printf("level %s: tested\n", l.name);
     ++tested;
   }
+#ifdef INSULA_HAVE_TILES_EMULATED
+  std::string error;
+  if (select_level("avx512", &error)) {
+    const KernelTable *t = table_amx_emulated();
+    matmuls(t, ref);
+    tiles(t);
+    std::printf("level amx, with emulated tiles: tested\n");
+    ++tested;
+  }
+  if (const KernelTable *t = select_level("amx", &error))
+    tiles(t);
+#endif
   std::printf("%d passed, %d failed\n", tested, failures);
   return failures != 0;
 }

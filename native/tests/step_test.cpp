@@ -5,6 +5,7 @@
 #include <cstring>
 #include <random>
 #include <stdexcept>
+#include <string>
 #include <algorithm>
 #include <vector>
 
@@ -168,8 +169,18 @@ int shares_are_whole() {
   return checked;
 }
 
+#ifdef INSULA_HAVE_TILES_EMULATED
+namespace insula {
+const KernelTable *table_amx_emulated();
+}
+#endif
+
 int main() {
   int checked = shares_are_whole();
+#ifdef INSULA_HAVE_TILES_EMULATED
+  std::string error;
+  add_level({"amx-emulated", select_level("avx512", &error) != nullptr, table_amx_emulated(), ""});
+#endif
   for (bool post_norm : {false, true}) {
     Model one("scalar", 1);
     build(one, post_norm);
