@@ -374,3 +374,14 @@ def test_a_stop_string_does_not_stay_in_what_the_model_sees_next(llm: LLM) -> No
     session.send("two")
     seen = llm.detokenize(session._seen[0][1])
     assert seen == session._format.render(session.messages[:-1])
+
+
+def test_save_replaces_files_only(shared_llm: LLM, tmp_path: Path) -> None:
+    session = shared_llm.chat_session()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for target in (pipe, tmp_path):
+        with pytest.raises(ConfigError, match="no ordinary file"):
+            session.save(target)
+    assert pipe.is_fifo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pipe"]

@@ -151,8 +151,11 @@ class ChatSession:
         self._dropped.clear()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the history as JSON, whole or not at all. Raises OSError."""
+        """Write the history as JSON, whole or not at all. Raises OSError, ConfigError."""
         self._end_turn()
+        path = Path(path)
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is no ordinary file; name one")
         data = {
             "format": FILE_FORMAT,
             "version": FILE_VERSION,
@@ -160,7 +163,6 @@ class ChatSession:
             "messages": self.messages,
         }
         text = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
-        path = Path(path)
         # A file of its own beside the target, so that the rename stays on one file system.
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
