@@ -82,7 +82,7 @@ test: $(VENV)/.dev native ## the default tests: no network, under 5 minutes; ARG
 	@$(PYTEST) $(ARGS)
 
 test-all: $(VENV)/.oracle native ## everything: fuzzers, cross-compiling, the wheel; under 25 minutes
-	@$(PYTEST) -m "" $(ARGS)
+	@$(PYTEST) -m "" --durations=12 $(ARGS)
 
 check: $(VENV)/.dev native ## ruff, mypy, clang-format, import ladder, weak symbols
 	@$(BIN)/ruff check .

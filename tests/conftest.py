@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+#: Rooms whose slow tests take minutes each: builds, fuzzers, wheels, other engines.
+LONG = {"packaging", "native", "oracle"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, or one worker would still be at them when the other has done the rest."""
+    items.sort(key=lambda i: not (i.get_closest_marker("slow") and i.path.parent.name in LONG))
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
