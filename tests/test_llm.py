@@ -361,3 +361,49 @@ def test_importing_insula_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.split("\n")[:2] == ["[]", "LLM"]
+
+
+@pytest.mark.parametrize("what", [b"hi", bytearray(b"hi"), memoryview(b"hi")])
+def test_bytes_are_neither_text_nor_ids(shared_llm: LLM, what: bytes) -> None:
+    for ask in (
+        lambda: shared_llm.generate(what, max_tokens=2),  # type: ignore[call-overload]
+        lambda: shared_llm.logits(what),
+        lambda: shared_llm.detokenize(what),
+        lambda: shared_llm.perplexity(what),
+    ):
+        with pytest.raises(ConfigError, match=r"byte|memoryview|token ids"):
+            ask()
+
+
+FORK = """
+import os, sys
+from insula import LLM
+from insula.errors import EngineError
+llm = LLM(sys.argv[1], n_threads=2)
+llm.generate([1, 2, 3], max_tokens=2)
+child = os.fork()
+if child == 0:
+    try:
+        llm.generate([1, 2, 3], max_tokens=2)
+    except EngineError as error:
+        print(error, flush=True)
+    llm.close()
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+print(len(llm.generate([1, 2, 3], max_tokens=2, ignore_eos=True).token_ids))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_is_told_and_ends(tiny_model: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, str(tiny_model)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told, count = done.stdout.splitlines()
+    assert "forked" in told
+    assert count == "2"

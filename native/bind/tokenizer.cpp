@@ -77,14 +77,15 @@ void build(Tokenizer *self, const nb::dict &texts, const nb::dict &numbers,
 
 using Ids = nb::ndarray<nb::numpy, int32_t, nb::ndim<1>>;
 
-Ids encode(const Tokenizer &self, const nb::bytes &text, bool add_special, bool parse_special) {
+Ids encode(const Tokenizer &self, const nb::bytes &text, bool add_special, bool parse_special,
+           const std::vector<size_t> &plain) {
   auto ids = std::make_unique<std::vector<int32_t>>();
   const std::string_view view(text.c_str(), text.size()); // the argument keeps the bytes alive
   if (view.size() < 1024) {
-    *ids = self.encode(view, add_special, parse_special);
+    *ids = self.encode(view, add_special, parse_special, plain);
   } else {
     nb::gil_scoped_release release;
-    *ids = self.encode(view, add_special, parse_special);
+    *ids = self.encode(view, add_special, parse_special, plain);
   }
   auto *kept = ids.release();
   nb::capsule owner(kept, [](void *p) noexcept { delete static_cast<std::vector<int32_t> *>(p); });
@@ -126,7 +127,12 @@ void bind_tokenizer(nb::module_ &m) {
       .def("__init__", &build, "texts"_a, "numbers"_a, "token_blob"_a, "token_offsets"_a,
            "merge_blob"_a.none(), "merge_offsets"_a.none(), "scores"_a.none(), "types"_a.none(),
            "charsmap"_a.none())
-      .def("encode", &encode, "text"_a, "add_special"_a, "parse_special"_a)
+      .def("encode", &encode, "text"_a, "add_special"_a, "parse_special"_a,
+           "plain"_a = std::vector<size_t>())
+      .def("control_texts",
+           [](const Tokenizer &self, const nb::bytes &text) {
+             return self.control_texts({text.c_str(), text.size()});
+           })
       .def("decode", &decode, "ids"_a, "skip_special"_a, "continues"_a)
       .def(
           "piece",

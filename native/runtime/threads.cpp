@@ -6,6 +6,9 @@
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
 
 namespace insula {
 namespace {
@@ -43,16 +46,27 @@ void pause() {}
 constexpr int kSpins = 2000;
 constexpr auto kAwake = std::chrono::microseconds(1000);
 
+#if defined(_WIN32)
+long process() { return 0; }
+#else
+long process() { return static_cast<long>(getpid()); }
+#endif
+
 void prefetch(const uint8_t *p) { __builtin_prefetch(p, 0, 2); }
 
 } // namespace
 
-ThreadPool::ThreadPool(int threads) : n_(threads < 1 ? 1 : threads) {
+ThreadPool::ThreadPool(int threads) : n_(threads < 1 ? 1 : threads), process_(process()) {
   for (int i = 1; i < n_; ++i)
     workers_.emplace_back([this, i] { work(i); });
 }
 
 ThreadPool::~ThreadPool() {
+  if (process() != process_) { // nobody to wait for
+    for (auto &w : workers_)
+      w.detach();
+    return;
+  }
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;

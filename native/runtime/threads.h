@@ -39,6 +39,7 @@ private:
   void publish(std::atomic<uint32_t> &word);
 
   const int n_;
+  const long process_; // a fork has the pool but not its threads
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   const std::function<void(int)> *fn_ = nullptr;

@@ -1,4 +1,6 @@
 #include "tokenizer.h"
+
+#include <algorithm>
 #include "bpe.h"
 #include "error.h"
 #include "spm.h"
@@ -141,8 +143,19 @@ int32_t Tokenizer::checked(int64_t id) const {
   return int32_t(id);
 }
 
-std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special,
-                                       bool parse_special) const {
+std::vector<size_t> Tokenizer::control_texts(std::string_view text) const {
+  std::vector<size_t> out;
+  for (size_t at = 0; at < text.size(); at = out.back() + 1) {
+    const auto match = all_special_->next(text, at);
+    if (match.id < 0)
+      break;
+    out.push_back(match.begin);
+  }
+  return out;
+}
+
+std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special, bool parse_special,
+                                       const std::vector<size_t> &plain) const {
   if (text.size() >= size_t(1) << 31)
     throw Fault("the text has 2 GiB or more");
   if (const size_t bad = find_invalid(text); bad != std::string_view::npos)
@@ -154,7 +167,9 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special,
   bool after_special = true;
   size_t at = 0;
   while (at < text.size()) {
-    const auto match = matcher.next(text, at);
+    auto match = matcher.next(text, at);
+    while (match.id >= 0 && std::binary_search(plain.begin(), plain.end(), match.begin))
+      match = matcher.next(text, match.begin + 1);
     size_t stop = match.begin;
     if (match.id >= 0 && vocabulary_.has(match.id, StripLeft))
       while (stop > at && is_c_space(text[stop - 1]))

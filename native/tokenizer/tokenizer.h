@@ -27,7 +27,11 @@ public:
 
   // `text` must be valid UTF-8 of less than 2 GiB (Fault otherwise); it may hold zero bytes.
   // parse_special: the texts of control tokens become those tokens.
-  std::vector<int32_t> encode(std::string_view text, bool add_special, bool parse_special) const;
+  // plain: ascending byte offsets where a control token's text is only text.
+  std::vector<int32_t> encode(std::string_view text, bool add_special, bool parse_special,
+                              const std::vector<size_t> &plain = {}) const;
+  // Byte offsets where the text of a control token begins, also within another's.
+  std::vector<size_t> control_texts(std::string_view text) const;
   // The bytes a token stands for, special tokens by their text. Throws Fault for an unknown id.
   std::string piece(int64_t id) const;
   // All pieces in a row. skip_special leaves control tokens out; continues: the ids follow on

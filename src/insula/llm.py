@@ -294,7 +294,7 @@ class LLM:
 
     def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of ids; U+FFFD where they do not make whole characters. Raises TokenizerError."""
-        return self.tokenizer.decode(list(ids), skip_special=skip_special)
+        return self.tokenizer.decode(list(_ids(ids)), skip_special=skip_special)
 
     def perplexity(
         self, text: Prompt, *, window: int | None = None, stride: int | None = None
@@ -343,7 +343,9 @@ class LLM:
         """The prompts as ids, and whether it is one and not a list."""
         if isinstance(prompt, str):
             return [self._encoded(prompt)], True
-        if not isinstance(prompt, Sequence) and not hasattr(prompt, "__array__"):
+        if isinstance(prompt, (bytes, bytearray, memoryview)) or not (
+            isinstance(prompt, Sequence) or hasattr(prompt, "__array__")
+        ):
             raise ConfigError(
                 f"prompt: found {type(prompt).__name__}; allowed: text, ids, or a list of them"
             )
@@ -407,7 +409,8 @@ class LLM:
 def _ids(ids: Any) -> tuple[int, ...]:
     """Token ids as plain integers; True and 1.0 are not ids."""
     try:
-        if any(isinstance(i, bool) for i in ids):
+        # Bytes are text that nobody has decoded, not ids.
+        if isinstance(ids, (bytes, bytearray, memoryview)) or any(isinstance(i, bool) for i in ids):
             raise TypeError
         return tuple(operator.index(i) for i in ids)
     except TypeError:

@@ -313,3 +313,12 @@ def test_string_arrays_pass_through(tmp_path: Path) -> None:
         assert found[-3:] == ["uno", "\\xff\x00", ""]
         with pytest.raises(IndexError):
             found[3]
+
+
+def test_only_an_ordinary_file_is_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match="a device or a pipe"):
+        GGUFWriter(pipe, overwrite=True)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]

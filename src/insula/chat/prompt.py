@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from insula.chat.formats import FORMATS
+from insula.chat.plain import Rendered, marked, unmarked
 from insula.chat.templates import ChatTemplate
 from insula.engine.request import Tokenizer
 from insula.errors import ConfigError, ContextOverflowError
@@ -49,19 +50,44 @@ class ChatFormat:
 
     def prompt(self, messages: Sequence[Message]) -> ChatPrompt:
         """Render and encode, ready for the assistant's answer. Raises TemplateError."""
-        text = self.render(messages)
-        return ChatPrompt(text=text, ids=tuple(self.encode(text)), messages=tuple(messages))
+        rendered = self.render(messages)
+        ids = tuple(self.encode(rendered))
+        return ChatPrompt(text=rendered.text, ids=ids, messages=tuple(messages))
 
-    def render(self, messages: Sequence[Message]) -> str:
-        return self.template.render(
-            list(messages), add_generation_prompt=True, tools=self.tools, **self.arguments
+    def render(self, messages: Sequence[Message]) -> Rendered:
+        mark, given = "", list(messages)
+        control_texts = getattr(self.tokenizer, "control_texts", None)
+        if control_texts is not None:  # llama.cpp's own tokenizer cannot leave text alone
+            given, mark = marked(given, control_texts)
+        text = self.template.render(
+            given, add_generation_prompt=True, tools=self.tools, **self.arguments
+        )
+        return unmarked(text, mark)
+
+    def encode_after(
+        self, rendered: Rendered, seen: str, seen_ids: Sequence[int]
+    ) -> list[int] | None:
+        """Ids of rendered text that goes on where `seen` ended; None if it does not, or if what
+        follows may join its last token."""
+        if not seen or not rendered.text.startswith(seen):
+            return None
+        rest = self._ids(rendered.after(seen))
+        # Only a control token surely begins a new token wherever the text is cut.
+        if rest and not self.tokenizer.is_special(rest[0]):
+            return None
+        return [*seen_ids, *rest]
+
+    def _ids(self, rendered: Rendered) -> list[int]:
+        options = {"plain": rendered.plain} if rendered.plain else {}
+        return self.tokenizer.encode(
+            rendered.text, add_special=False, parse_special=True, **options
         )
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, rendered: Rendered) -> list[int]:
         """Ids of rendered text: control tokens are recognized, and the begin token is put first
         where the vocabulary wants one and the template did not write it."""
         tokenizer = self.tokenizer
-        ids = tokenizer.encode(text, add_special=False, parse_special=True)
+        ids = self._ids(rendered)
         if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
             ids = [tokenizer.bos_id, *ids]
         return ids

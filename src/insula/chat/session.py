@@ -151,8 +151,11 @@ class ChatSession:
         self._dropped.clear()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the history as JSON, whole or not at all. Raises OSError."""
+        """Write the history as JSON, whole or not at all. Raises OSError, ConfigError."""
         self._end_turn()
+        path = Path(path)
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is no ordinary file; name one")
         data = {
             "format": FILE_FORMAT,
             "version": FILE_VERSION,
@@ -160,7 +163,6 @@ class ChatSession:
             "messages": self.messages,
         }
         text = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
-        path = Path(path)
         # A file of its own beside the target, so that the rename stays on one file system.
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
@@ -291,17 +293,14 @@ class ChatSession:
     def _prompt(self, messages: Iterable[Message]) -> ChatPrompt:
         """Render, and use the ids that were seen for as much of the text as was seen."""
         messages = tuple(messages)
-        text = self._format.render(messages)
+        rendered = self._format.render(messages)
         for seen_text, seen_ids in sorted(self._seen, key=lambda seen: -len(seen[0])):
-            if not text.startswith(seen_text):
-                continue
-            rest = self._format.tokenizer.encode(
-                text[len(seen_text) :], add_special=False, parse_special=True
-            )
-            # Only a control token surely begins a new token wherever the text is cut.
-            if not rest or self._format.tokenizer.is_special(rest[0]):
-                return ChatPrompt(text=text, ids=(*seen_ids, *rest), messages=messages)
-        return ChatPrompt(text=text, ids=tuple(self._format.encode(text)), messages=messages)
+            ids = self._format.encode_after(rendered, seen_text, seen_ids)
+            if ids is not None:
+                return ChatPrompt(text=rendered.text, ids=tuple(ids), messages=messages)
+        return ChatPrompt(
+            text=rendered.text, ids=tuple(self._format.encode(rendered)), messages=messages
+        )
 
     def _end_turn(self) -> None:
         """End an answer whose stream was left, and record what it said."""

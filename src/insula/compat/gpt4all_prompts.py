@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from insula.chat.plain import Rendered
 from insula.engine.request import Tokenizer
 from insula.errors import ConfigError
 
@@ -98,23 +99,17 @@ class JinjaTranscript:
 
     def ask(self, prompt: str) -> list[int]:
         """The ids to complete for the user's next text. Changes nothing."""
-        text = self._asked(prompt)
-        seen_text, seen_ids = self._seen
-        if seen_text and text.startswith(seen_text):
-            tokenizer = self._format.tokenizer
-            rest = tokenizer.encode(text[len(seen_text) :], add_special=False, parse_special=True)
-            # Only a control token surely begins a new token wherever the text is cut.
-            if rest and tokenizer.is_special(rest[0]):
-                return [*seen_ids, *rest]
-        return self._format.encode(text)
+        rendered = self._asked(prompt)
+        ids = self._format.encode_after(rendered, *self._seen)
+        return self._format.encode(rendered) if ids is None else ids
 
     def answered(self, prompt: str, asked: list[int], text: str, answer: list[int]) -> None:
         """Take the turn in: what was asked and what came back, as text and as ids."""
-        self._seen = (self._asked(prompt) + text, [*asked, *answer])
+        self._seen = (self._asked(prompt).text + text, [*asked, *answer])
         self._messages += [
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": text},
         ]
 
-    def _asked(self, prompt: str) -> str:
+    def _asked(self, prompt: str) -> Rendered:
         return self._format.render([*self._messages, {"role": "user", "content": prompt}])

@@ -19,6 +19,7 @@ Invariants:
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 import time
 from collections import deque
@@ -79,6 +80,7 @@ class Engine:
         self._submitted: deque[Sequence] = deque()
         self._cancelled: deque[Sequence] = deque()
         self._closed = False
+        self._process = os.getpid()
 
     def submit(self, request: Request) -> RequestHandle:
         """Check and queue a request.
@@ -90,6 +92,11 @@ class Engine:
         handle = RequestHandle(self, seq)
         if self._closed:
             raise EngineError("the engine is closed; open the model again")
+        if os.getpid() != self._process:
+            raise EngineError(
+                "this model was loaded before the process forked, and its threads stayed in the "
+                "parent; load it in the child, or start children by spawn"
+            )
         self._submitted.append(seq)
         self._poke()
         return handle

@@ -196,6 +196,8 @@ class GGUFWriter:
     def _refuse_existing(self) -> None:
         if self.path.is_dir():
             raise ConfigError(f"{self.path} is a directory; name a file in it")
+        if self.path.exists() and not self.path.is_file():
+            raise ConfigError(f"{self.path} is a device or a pipe; name an ordinary file")
         if not self.overwrite and (self.path.exists() or self.path.is_symlink()):
             raise ConfigError(f"{self.path} exists; choose another name or allow overwriting")
 

@@ -68,13 +68,20 @@ class Tokenizer:
         )
 
     def encode(
-        self, text: str, *, add_special: bool = True, parse_special: bool = False
+        self,
+        text: str,
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        plain: Sequence[int] = (),
     ) -> list[int]:
         """The ids of `text`.
 
         add_special: put the begin and end tokens around it, if the vocabulary does that.
         parse_special: texts of control tokens in it become those tokens. Leave it off for text
         that others wrote.
+        plain: ascending byte offsets in the UTF-8 text at which a control token's text stays text
+        all the same (see `control_texts`).
 
         Raises TokenizerError for a lone surrogate, and where the vocabulary has no token for some
         of the text and nothing to fall back on.
@@ -85,8 +92,12 @@ class Tokenizer:
             raise TokenizerError(
                 f"the text has a lone surrogate at character {error.start}, which no UTF-8 can hold"
             ) from None
-        ids: list[int] = self._native.encode(data, add_special, parse_special).tolist()
+        ids: list[int] = self._native.encode(data, add_special, parse_special, list(plain)).tolist()
         return ids
+
+    def control_texts(self, data: bytes) -> list[int]:
+        """Byte offsets in UTF-8 text at which the text of a control token begins."""
+        return self._native.control_texts(data)
 
     def encode_bytes(
         self,

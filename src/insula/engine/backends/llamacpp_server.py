@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from insula.engine.interrupts import HeldInterrupts
 from insula.errors import EngineError, UnsupportedError
 
 #: Longest socket path that every platform with socket files takes (macOS: 104 bytes).
@@ -51,18 +52,20 @@ class LlamaCppServer:
         socket_path = folder / "s.sock"
         if hasattr(socket, "AF_UNIX") and len(os.fsencode(socket_path)) <= MAX_SOCKET_PATH:
             params.hostnames = [str(socket_path)]
-        try:
-            self._server = xllamacpp.Server(params)
-        except RuntimeError:
-            self._remove_folder()
-            raise EngineError(
-                f"llama.cpp could not load {path.name}: {_explain(path)}; check the file, or "
-                "choose another quantization or model"
-            ) from None
-        self._address = str(self._server.listening_address)
         # The constructor returns before the server's loop has begun, and a server that is
-        # destroyed in between waits for that loop for ever. An answer means that it runs.
-        self._server.handle_metrics()
+        # destroyed in between waits for that loop for ever. An answer means that it runs; until
+        # then a Ctrl-C waits too.
+        with HeldInterrupts():
+            try:
+                self._server = xllamacpp.Server(params)
+            except RuntimeError:
+                self._remove_folder()
+                raise EngineError(
+                    f"llama.cpp could not load {path.name}: {_explain(path)}; check the file, or "
+                    "choose another quantization or model"
+                ) from None
+            self._server.handle_metrics()
+        self._address = str(self._server.listening_address)
 
     def complete(self, request: dict[str, Any], on_chunk: Callable[[dict[str, Any]], bool]) -> None:
         """Run one streamed completion; blocks until it ends. `on_chunk` ends it with True."""
