@@ -26,14 +26,15 @@ LADDER = (
     ("engine",),
     ("chat", "hub", "store"),
     ("llm",),
+    ("async_llm",),
     ("rag", "agents", "train", "evals", "lens", "guard"),
     ("server", "compat"),
     ("cli",),
     ("__main__",),
 )
 RANK = {room: rank for rank, rooms in enumerate(LADDER) for room in rooms}
-#: `insula/__init__.py` hands out names of `llm` lazily: who imports the package root stands above.
-ROOT_RANK = RANK["llm"]
+#: `insula/__init__.py` hands out names of both lazily: who imports the package root stands above.
+ROOT_RANK = RANK["async_llm"]
 
 
 def imported(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:

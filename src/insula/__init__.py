@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from insula.async_llm import AsyncLLM as AsyncLLM
     from insula.chat.session import ChatSession as ChatSession
     from insula.errors import InsulaError as InsulaError
     from insula.llm import LLM as LLM
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "insula.llm",
+    "AsyncLLM": "insula.async_llm",
     "ChatSession": "insula.chat.session",
     "InsulaError": "insula.errors",
     "SamplingParams": "insula.types",
@@ -26,7 +28,15 @@ _HOMES = {
     "Chunk": "insula.types",
 }
 
-__all__ = ["LLM", "ChatSession", "Chunk", "Completion", "InsulaError", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "ChatSession",
+    "Chunk",
+    "Completion",
+    "InsulaError",
+    "SamplingParams",
+]
 
 
 def __getattr__(name: str) -> Any:

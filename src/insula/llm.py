@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from insula.config import parse_size, settings
 from insula.engine.load import Options, load
-from insula.engine.options import sampling_params
+from insula.engine.options import sampling_params, samples
 from insula.engine.request import Handle, Request, TextEngine, Tokenizer
 from insula.engine.stream import Stream
 from insula.errors import ConfigError
@@ -125,12 +125,16 @@ class LLM:
         prompt: Prompt | list[str] | list[list[int]],
         params: SamplingParams | None = None,
         *,
+        n: int | None = None,
         overflow: Literal["error", "stop"] = "error",
         use_cache: bool = True,
         salt: str = "",
         **options: Any,
     ) -> Completion | list[Completion]:
         """Go on from a prompt, or from each of a list of prompts (they run together).
+
+        n: that many completions of each prompt, one after the other in the list that comes back;
+            they share the prompt's pages. With a seed they have seed, seed + 1, …
 
         prompt: text (its control tokens are recognized) or token ids (used as they are).
         params, options: how to choose tokens, see SamplingParams; options by keyword win.
@@ -141,18 +145,20 @@ class LLM:
         Raises ConfigError, ContextOverflowError, TokenizerError, EngineError.
         """
         prompts, one = self._prompts(prompt)
-        sampling = sampling_params(params, options, others=("overflow", "use_cache", "salt"))
+        sampling = sampling_params(params, options, others=("n", "overflow", "use_cache", "salt"))
+        many = samples(sampling, n)
         handles: list[Handle] = []
         try:
             for ids in prompts:
-                request = self._request(ids, sampling, overflow, use_cache=use_cache, salt=salt)
-                handles.append(self._engine.submit(request))
+                for each in many:
+                    request = self._request(ids, each, overflow, use_cache=use_cache, salt=salt)
+                    handles.append(self._engine.submit(request))
             completions = [handle.result() for handle in handles]
         except BaseException:  # one of them failed, or Ctrl-C: none goes on alone
             for handle in handles:
                 handle.cancel()
             raise
-        return completions[0] if one else completions
+        return completions[0] if one and n is None else completions
 
     def stream(
         self,

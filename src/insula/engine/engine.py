@@ -376,6 +376,11 @@ class RequestHandle:
         output = self._seq.output
         return (output.completion is not None or output.error is not None) and not output.chunks
 
+    @property
+    def ready(self) -> bool:
+        """There is a chunk, the end or an error: the next look at it does not wait."""
+        return self._seq.output.ready
+
     def __iter__(self) -> Iterator[Chunk]:
         output = self._seq.output
         while True:

@@ -42,6 +42,24 @@ def sampling_params(
     return dataclasses.replace(base, **changed) if changed else base
 
 
+#: Most completions of one prompt that one call may ask for.
+MOST_SAMPLES = 256
+
+
+def samples(params: SamplingParams, n: int | None) -> list[SamplingParams]:
+    """The parameters of each of n completions of one prompt. A seed becomes seed, seed + 1, …
+
+    Raises ConfigError.
+    """
+    if n is None:
+        return [params]
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST_SAMPLES:
+        raise ConfigError(f"n: found {n!r}; allowed: 1 to {MOST_SAMPLES}")
+    if not isinstance(params.seed, int) or isinstance(params.seed, bool):
+        return [params] * n  # none, or what the sampler refuses
+    return [dataclasses.replace(params, seed=(params.seed + i) % (1 << 64)) for i in range(n)]
+
+
 def unknown_option(name: str, names: tuple[str, ...]) -> ConfigError:
     """The error for an option that nobody knows, naming the closest one, or all."""
     close = difflib.get_close_matches(name, names, n=1)

@@ -7,6 +7,9 @@ running sequence gives up its pages and waits at the head of the queue (what it 
 stays cached while there is room). A request never fails for lack of pages: the oldest running
 sequence can always go on, since no request is larger than the pool.
 
+A prefix is computed once: who shares it with a running prompt waits for its pages, then shares the
+full ones and copies the last.
+
 The scheduler calls no runner and reads no clock.
 """
 
@@ -15,8 +18,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+import numpy as np
+
 from insula.engine.kvcache import Match, PagePool, PrefixCache
 from insula.engine.sequence import Sequence
+
+#: Most waiting sequences that others may overtake, because their prefix is being computed.
+MOST_HELD = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +85,19 @@ class Scheduler:
             if seq.pending > 1 and budget > 0:
                 slices.append(self._slice(seq, budget))
                 budget -= slices[-1].count
+        held: list[Sequence] = []
         while budget > 0 and self.waiting and len(self.running) < self.max_running:
-            if not self._admit(self.waiting[0], copies):
-                break
             seq = self.waiting.popleft()
-            self.running.append(seq)
-            slices.append(self._slice(seq, budget))
-            budget -= slices[-1].count
+            if len(held) < MOST_HELD and self._in_the_making(seq):
+                held.append(seq)
+            elif self._admit(seq, copies):
+                self.running.append(seq)
+                slices.append(self._slice(seq, budget))
+                budget -= slices[-1].count
+            else:
+                self.waiting.appendleft(seq)
+                break
+        self.waiting.extendleft(reversed(held))
         return Batch(slices=slices, copies=copies)
 
     def computed(self, batch: Batch) -> None:
@@ -110,9 +124,52 @@ class Scheduler:
             count = min(count, self.logit_rows if every_row else unwanted)
         return Slice(seq=seq, start=seq.n_computed, count=count, every_row=every_row)
 
+    def _in_the_making(self, seq: Sequence) -> bool:
+        """A running sequence is computing a prefix of this one: waiting for it costs nothing,
+        computing it beside that would cost all of it again."""
+        return any(
+            other.n_computed < other.n_prompt
+            and self._shared(seq, other, other.n_prompt) // self.page_size
+            > other.n_computed // self.page_size
+            for other in self.running
+        )
+
+    def _shared(self, seq: Sequence, other: Sequence, limit: int) -> int:
+        """How many of the first tokens both have and may have in common."""
+        mine, theirs = seq.request, other.request
+        if not mine.use_cache or not theirs.use_cache or mine.salt != theirs.salt:
+            return 0
+        n = min(self._known(seq), limit)
+        differs = np.flatnonzero(seq.history[:n] != other.history[:n])
+        return int(differs[0]) if len(differs) else n
+
+    def _known(self, seq: Sequence) -> int:
+        """How many tokens may come from a cache: one must run, or there are no logits to sample
+        from, and those whose logits are wanted."""
+        known = len(seq.ids) - 1
+        return min(known, seq.n_delivered) if seq.wants_prompt_logits else known
+
+    def _longer_tail(self, seq: Sequence, match: Match) -> Match:
+        """The match, with the page of a running sequence to copy from if that says more: what
+        lies before its last token is written and stays as it is."""
+        if not seq.request.use_cache:
+            return match
+        start, best = len(match.pages) * self.page_size, match.tail_tokens
+        source = None
+        for other in self.running:
+            n = min(self._shared(seq, other, other.n_computed) - start, self.page_size)
+            if n > best:
+                source, best = other.pages[len(match.pages)], n
+        if source is None:
+            return match
+        if match.tail is not None:
+            self.pool.release(match.tail)
+        self.pool.share(source)
+        return Match(pages=match.pages, node=match.node, tail=source, tail_tokens=best)
+
     def _admit(self, seq: Sequence, copies: list[tuple[int, int]]) -> bool:
         """Give a waiting sequence the pages for all its tokens so far, cached ones shared."""
-        match = self._match(seq)
+        match = self._longer_tail(seq, self._match(seq))
         wanted = -(-len(seq.ids) // self.page_size) - len(match.pages)
         spare = self.pool.n_free + self.pool.n_evictable - wanted
         if self.running and spare < len(self.running):  # each may need a page soon
@@ -139,10 +196,7 @@ class Scheduler:
     def _match(self, seq: Sequence) -> Match:
         if not seq.request.use_cache:
             return Match(pages=[], node=None)
-        known = len(seq.ids) - 1  # one token must run, or there are no logits to sample from
-        if seq.wants_prompt_logits:
-            known = min(known, seq.n_delivered)
-        return self.cache.match(seq.request.salt, seq.ids[:known])
+        return self.cache.match(seq.request.salt, seq.ids[: self._known(seq)])
 
     def _forget(self, match: Match) -> None:
         for page in match.pages:

@@ -38,6 +38,15 @@ class Stream(Iterator[Chunk]):
         self._on_end = on_end
         self._on_error = on_error
 
+    @property
+    def ready(self) -> bool:
+        """`next` would not wait. Engines that cannot tell say no."""
+        return self.completion is not None or bool(getattr(self._handle, "ready", False))
+
+    def cancel(self) -> None:
+        """End the answer without waiting for what it came to."""
+        self._handle.cancel()
+
     def __iter__(self) -> Self:
         return self
 
