@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from insula import LLM
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 # that: the tests of Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Timings never decide a test: a busy machine is no failure.
+settings.register_profile("insula", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("insula")
 
 #: Rooms whose slow tests take minutes each: builds, fuzzers, wheels, other engines.
 LONG = {"packaging", "native", "oracle"}

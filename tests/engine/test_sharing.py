@@ -22,9 +22,7 @@ def llm(tiny_model: Path) -> Iterator[LLM]:
 
 
 def test_samples_share_the_prompt_and_are_those_of_their_seeds(llm: LLM) -> None:
-    alone = [
-        llm.generate(PROMPT, PARAMS, seed=11 + i, use_cache=False).token_ids for i in range(5)
-    ]
+    alone = [llm.generate(PROMPT, PARAMS, seed=11 + i, use_cache=False).token_ids for i in range(5)]
     together = llm.generate(PROMPT, PARAMS, n=5)
     assert [c.token_ids for c in together] == alone
     assert len(set(alone)) > 1

@@ -79,7 +79,7 @@ class Engine:
         self._stepping = False
         self._submitted: deque[Sequence] = deque()
         self._cancelled: deque[Sequence] = deque()
-        self._closed = False
+        self._closing = self._closed = False
         self._process = os.getpid()
 
     def submit(self, request: Request) -> RequestHandle:
@@ -90,7 +90,7 @@ class Engine:
         """
         seq = self._sequence(request)
         handle = RequestHandle(self, seq)
-        if self._closed:
+        if self._closing:
             raise EngineError("the engine is closed; open the model again")
         if os.getpid() != self._process:
             raise EngineError(
@@ -122,11 +122,12 @@ class Engine:
     def close(self) -> None:
         """Cancel everything and let go of the runner. May be called twice."""
         with HeldInterrupts(), self._turn:
-            if self._closed:
+            if self._closing:
                 return
-            self._closed = True
+            self._closing = True  # nobody steps any more; who waits sees the end of what runs
             while self._stepping:
                 self._turn.wait(WAIT_SECONDS)
+            self._closed = True
             self._settle()
             for seq in [*self.scheduler.running, *self.scheduler.waiting]:
                 self._end_cancelled(seq)
@@ -197,7 +198,7 @@ class Engine:
         with self._turn:
             if seq is not None and seq.output.ready:
                 return True
-            if self._stepping:
+            if self._stepping or self._closing and not self._closed:
                 self._turn.wait(WAIT_SECONDS)
                 return True
             if self._closed:
