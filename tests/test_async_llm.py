@@ -105,8 +105,10 @@ def test_closing_ends_what_runs(tiny_model: Path) -> None:
         async with await AsyncLLM.load(tiny_model, n_ctx=512) as answers:
             long = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
             running = asyncio.create_task(answers.generate(prompt(1), long))
-            while not answers.llm._engine.busy:  # type: ignore[attr-defined]
-                await asyncio.sleep(0.001)
+            for _ in range(1000):
+                if answers.llm._engine.busy:  # type: ignore[attr-defined]
+                    break
+                await asyncio.sleep(0.005)
             async for _ in answers.stream(prompt(2), GREEDY):
                 break
         ended = await running

@@ -1,4 +1,4 @@
-"""The front door for asyncio: any number of requests on one model, none of them waiting for another.
+"""The front door for asyncio: many requests on one model, none waiting for another.
 
     from insula import AsyncLLM
     async with AsyncLLM("smollm2:135m") as llm:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from insula.config import parse_size, settings
 from insula.engine.load import Options, load
-from insula.engine.options import sampling_params, samples
+from insula.engine.options import samples, sampling_params
 from insula.engine.request import Handle, Request, TextEngine, Tokenizer
 from insula.engine.stream import Stream
 from insula.errors import ConfigError

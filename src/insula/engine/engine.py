@@ -198,7 +198,7 @@ class Engine:
         with self._turn:
             if seq is not None and seq.output.ready:
                 return True
-            if self._stepping or self._closing and not self._closed:
+            if self._stepping or (self._closing and not self._closed):
                 self._turn.wait(WAIT_SECONDS)
                 return True
             if self._closed:

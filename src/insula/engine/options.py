@@ -53,11 +53,13 @@ def samples(params: SamplingParams, n: int | None) -> list[SamplingParams]:
     """
     if n is None:
         return [params]
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST_SAMPLES:
+    count: Any = n
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_SAMPLES:
         raise ConfigError(f"n: found {n!r}; allowed: 1 to {MOST_SAMPLES}")
-    if not isinstance(params.seed, int) or isinstance(params.seed, bool):
+    seed: Any = params.seed
+    if not isinstance(seed, int) or isinstance(seed, bool):
         return [params] * n  # none, or what the sampler refuses
-    return [dataclasses.replace(params, seed=(params.seed + i) % (1 << 64)) for i in range(n)]
+    return [dataclasses.replace(params, seed=(seed + i) % (1 << 64)) for i in range(n)]
 
 
 def unknown_option(name: str, names: tuple[str, ...]) -> ConfigError:
