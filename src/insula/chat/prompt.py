@@ -26,6 +26,8 @@ Overflow = Literal["error", "stop", "drop_oldest"]
 ROOM = 512
 #: From this many characters on, tokens are counted before anything is rendered.
 MANY_CHARACTERS = 1 << 20
+#: Characters that are counted at once, and the tokens that a cut between them may add.
+SLICE, SEAM = 1 << 16, 16
 OVERFLOWS: tuple[Overflow, ...] = ("error", "stop", "drop_oldest")
 
 M = TypeVar("M", bound=Message)
@@ -68,15 +70,27 @@ class ChatFormat:
             if not re.search(rf"\b{re.escape(name)}\b", source)
         )
 
-    def count(self, messages: Sequence[Message]) -> int:
+    def count(self, messages: Sequence[Message], enough: int) -> int:
         """Tokens that the messages have at least: of what people and tools say. Templates may
-        leave out some of what an assistant said, and spaces around a text."""
-        tokenizer = self.tokenizer
-        return sum(
-            len(tokenizer.encode(content.strip(), add_special=False, parse_special=True))
-            for message in messages
-            if message["role"] != "assistant" and (content := message.get("content"))
-        )
+        leave out some of what an assistant said, and spaces around a text.
+
+        Goes on to the end or until there are more than `enough` in MANY_CHARACTERS.
+        """
+        found = characters = 0
+        for message in messages:
+            content = message.get("content") or ""
+            if message["role"] == "assistant":
+                continue
+            content = content.strip()
+            for start in range(0, len(content), SLICE):
+                piece = content[start : start + SLICE]
+                ids = self.tokenizer.encode(piece, add_special=False, parse_special=True)
+                # The whole text may join what the cut between two slices separates.
+                found += max(0, len(ids) - SEAM)
+                characters += len(piece)
+                if found > enough and characters >= MANY_CHARACTERS:
+                    return found
+        return found
 
     def prompt(self, messages: Sequence[Message]) -> ChatPrompt:
         """Render and encode, ready for the assistant's answer. Raises TemplateError."""
@@ -270,7 +284,7 @@ def fitted(
     prompt: Callable[[Sequence[Message]], ChatPrompt],
     params: SamplingParams,
     *,
-    count: Callable[[Sequence[Message]], int],
+    count: Callable[[Sequence[Message], int], int],
     n_ctx: int,
     overflow: Overflow,
     dropped: int = 0,
@@ -305,7 +319,7 @@ def fitted(
 
 def _refuse_hopeless(
     messages: Sequence[Message],
-    count: Callable[[Sequence[Message]], int],
+    count: Callable[[Sequence[Message], int], int],
     *,
     n_ctx: int,
     overflow: Overflow,
@@ -316,7 +330,7 @@ def _refuse_hopeless(
         messages = [*system, *(all_turns[-1] if all_turns else [])]
     if sum(len(message.get("content") or "") for message in messages) < MANY_CHARACTERS:
         return
-    needed = count(messages)
+    needed = count(messages, n_ctx)
     if needed > n_ctx:
         hint = "shorten the prompt or raise n_ctx"
         if overflow == "drop_oldest":
