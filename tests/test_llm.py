@@ -407,3 +407,61 @@ def test_a_forked_child_is_told_and_ends(tiny_model: Path) -> None:
     told, count = done.stdout.splitlines()
     assert "forked" in told
     assert count == "2"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_ctx": 1.5}, "n_ctx: found 1.5"),
+        ({"n_ctx": "a"}, "n_ctx: found 'a'"),
+        ({"n_threads": "a"}, "n_threads: found 'a'"),
+        ({"max_running": "a"}, "max_running: found 'a'"),
+        ({"max_running": None}, "max_running: found None"),
+    ],
+)
+def test_a_wrong_option_of_a_model_is_named(tiny_model: Path, options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LLM(tiny_model, **options)
+
+
+def test_counts_may_be_numpys(tiny_model: Path) -> None:
+    with LLM(tiny_model, n_ctx=np.int64(128), n_threads=np.int32(1)) as llm:  # type: ignore[arg-type]
+        assert llm.n_ctx == 128
+
+
+@pytest.mark.parametrize("name", [None, 1, b"name", 1.5])
+def test_a_model_is_named_by_text(name: object) -> None:
+    with pytest.raises(ConfigError, match=f"found {type(name).__name__}"):
+        LLM(name)  # type: ignore[arg-type]
+
+
+def test_a_name_with_a_zero_byte_is_not_empty() -> None:
+    with pytest.raises(ConfigError, match="not a model name"):
+        LLM("a\0b")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda llm: llm.generate(np.uint64(3)),
+        lambda llm: llm.tokenize(b"hi"),
+        lambda llm: llm.tokenize(None),
+        lambda llm: llm.detokenize(None),
+        lambda llm: llm.detokenize(1),
+        lambda llm: llm.perplexity("a b c", window="a"),
+        lambda llm: llm.perplexity("a b c", stride=1.5),
+        lambda llm: llm.generate("a", use_cache="no"),
+        lambda llm: llm.generate("a", salt=3),
+        lambda llm: llm.generate("a", overflow="stop", max_tokens="a"),
+    ],
+)
+def test_a_value_of_another_type(shared_llm: LLM, ask) -> None:
+    with pytest.raises(ConfigError):
+        ask(shared_llm)
+
+
+def test_ids_may_come_from_an_iterator(shared_llm: LLM) -> None:
+    ids = shared_llm.tokenize("the island")
+    assert (shared_llm.logits(iter(ids)) == shared_llm.logits(ids)).all()  # type: ignore[arg-type]
+    assert shared_llm.perplexity(iter(ids)) == shared_llm.perplexity(ids)  # type: ignore[arg-type]
+    assert shared_llm.detokenize(iter(ids)) == "the island"  # type: ignore[arg-type]

@@ -380,9 +380,8 @@ def test_save_replaces_files_only(shared_llm: LLM, tmp_path: Path) -> None:
     session = shared_llm.chat_session()
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    for target in (pipe, tmp_path):
-        with pytest.raises(ConfigError, match="no ordinary file"):
-            session.save(target)
+    with pytest.raises(ConfigError, match="a device or a pipe"):
+        session.save(pipe)
     assert pipe.is_fifo()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pipe"]
 
@@ -395,3 +394,149 @@ def test_a_control_tokens_name_in_a_turn_stays_text_and_the_cache_holds(llm: LLM
     parsed = llm.chat([{"role": "user", "content": "ok"}], max_tokens=1).report.prompt_tokens
     plain = llm.tokenize(text[2:], parse_special=False)
     assert first.report.prompt_tokens >= parsed + len(plain) - 2  # it may join at either end
+
+
+WITH_TOOLS = (
+    "{% for tool in tools or [] %}[{{ tool.function.name }}]{% endfor %}"
+    "{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}{{ wide }}"
+)
+TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
+
+
+def test_what_the_template_never_looks_at_is_in_the_report(llm: LLM) -> None:
+    used = llm.chat([user("a")], template=WITH_TOOLS, tools=TOOLS, **GREEDY)
+    assert not any("does not use" in note for note in used.report.notes)
+    ignored = llm.chat(
+        [user("a")], tools=TOOLS, template_arguments={"enable_thinking": False}, **GREEDY
+    )
+    told = [note for note in ignored.report.notes if "does not use" in note]
+    assert ["tools" in told[0], "enable_thinking" in told[1]] == [True, True]
+    session = llm.chat_session(tools=TOOLS, **GREEDY)
+    assert any("does not use tools" in note for note in session.send("a").report.notes)
+    assert not llm.chat([user("a")], tools=[], **GREEDY).report.notes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tools": "now"}, "tools: found str"),
+        ({"tools": {"a": 1}}, "tools: found dict"),
+        ({"tools": 7}, "tools: found int"),
+        ({"tools": [TOOLS[0], "now"]}, r"tools\[1\]: found str"),
+        ({"template_arguments": 3}, "template_arguments: found int"),
+        ({"template_arguments": {"messages": []}}, "template_arguments: .*'messages'"),
+        ({"template_arguments": {1: 2}}, "template_arguments: .*1"),
+        ({"template": 1}, "template: found int"),
+        ({"template": ["chatml"]}, "template: found list"),
+        ({"salt": 5}, "salt: found int"),
+        ({"overflow": "drop_oldest", "max_tokens": "a"}, "max_tokens: 'a'"),
+    ],
+)
+def test_a_wrong_option_of_a_chat_is_named(llm: LLM, options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        llm.chat([user("a")], **options)
+
+
+def test_a_text_in_parts_is_joined(llm: LLM) -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    found = llm.chat([{"role": "user", "content": parts}], **GREEDY)
+    assert found.token_ids == llm.chat([user("one\ntwo")], **GREEDY).token_ids
+    session = llm.chat_session(**GREEDY)
+    session.send({"role": "user", "content": parts})
+    assert session.messages[0] == user("one\ntwo")
+    # An assistant that calls tools need not say anything.
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    llm.chat([user("a"), calls, {"role": "tool", "content": "12:00"}], **GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("message", "found"),
+    [
+        ({"role": "user", "content": None}, "is None"),
+        ({"role": "user"}, "is None"),
+        ({"role": "assistant", "content": None}, "is None"),
+        ({"role": "user", "content": 7}, "is int"),
+        ({"role": "user", "content": {"type": "text"}}, "is dict"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "'image_url'"),
+        ({"role": "user", "content": [{"type": "text", "text": 1}]}, "a part of"),
+        ({"role": "user", "content": ["a"]}, "a part of str"),
+    ],
+)
+def test_content_that_is_no_text(llm: LLM, message: dict, found: str) -> None:
+    with pytest.raises(ConfigError, match=rf"messages\[1\].*{found}.*allowed: text"):
+        llm.chat([user("a"), message], **GREEDY)
+    with pytest.raises(ConfigError, match=found):
+        llm.chat_session().send(message)
+
+
+@pytest.mark.parametrize("overflow", ["error", "stop", "drop_oldest"])
+def test_10_mb_in_a_chat_are_refused_with_both_numbers(llm: LLM, overflow: str) -> None:
+    # A stranger's template, which would render in a bounded process.
+    message = user("word " * 2_000_000)
+    for ask in (
+        lambda: llm.chat([message], overflow=overflow),
+        lambda: llm.chat_session(template=WITH_TOOLS, overflow=overflow).send(message),
+    ):
+        with pytest.raises(ContextOverflowError, match="at least") as caught:
+            ask()
+        assert caught.value.needed > 100_000
+        assert caught.value.limit == 512
+
+
+def test_max_tokens_is_named_where_it_is_to_blame(llm: LLM) -> None:
+    session = llm.chat_session(overflow="drop_oldest", temperature=0)
+    with pytest.raises(ContextOverflowError, match="max_tokens is 511") as caught:
+        session.send("hi", max_tokens=511)
+    assert "turn alone" not in str(caught.value)
+    with pytest.raises(ContextOverflowError, match="this turn alone"):
+        session.send("word " * 600, max_tokens=5)
+    with pytest.raises(ConfigError, match=r"max_tokens: .* 0 to 2147483647"):
+        session.send("hi", max_tokens=10**23)
+
+
+def test_a_drop_is_told_once_and_in_the_persons_language(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from insula.cli.answer import remarks
+
+    messages = [user("word " * 100), {"role": "assistant", "content": "yes"}, user("last")]
+    for language, word in (("es", "olvidado"), ("en", "dropped")):
+        monkeypatch.setenv("INSULA_LANG", language)
+        turn = llm.chat(messages, overflow="drop_oldest", temperature=0, max_tokens=300)
+        assert turn.report.dropped_turns == 1
+        (line,) = remarks(turn, limited=True, known=llm.model_info.notes)
+        assert word in line
+
+
+def test_a_saved_chat_is_a_file_of_bounded_length(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from insula.chat import session as sessions
+
+    session = llm.chat_session(system="S")
+    with pytest.raises(FormatError, match="not a file"):
+        session.load(tmp_path)
+    if Path("/dev/zero").exists():
+        with pytest.raises(FormatError, match="not a file"):
+            session.load("/dev/zero")
+    path = tmp_path / "chat.json"
+    session.save(path)
+    monkeypatch.setattr(sessions, "MAX_FILE", path.stat().st_size - 1)
+    with pytest.raises(FormatError, match="longer than"):
+        session.load(path)
+    (tmp_path / "binary").write_bytes(b"\xff\x00\x80")
+    with pytest.raises(FormatError) as caught:
+        session.load(tmp_path / "binary")
+    assert "codec" not in str(caught.value)
+    monkeypatch.setenv("INSULA_LANG", "es")
+    with pytest.raises(FormatError, match="no es una conversación guardada"):
+        session.load(tmp_path / "binary")
+
+
+def test_a_chat_saved_onto_a_folder_names_the_folder(llm: LLM, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(OSError, match="folder") as caught:
+        llm.chat_session(system="S").save(folder)
+    assert caught.value.filename == str(folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]

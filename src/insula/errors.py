@@ -67,11 +67,12 @@ class TemplateError(InsulaError, ValueError):
 
 
 class ContextOverflowError(InsulaError, ValueError):
-    """`needed` tokens were asked for and `limit` fit."""
+    """`needed` tokens were asked for and `limit` fit. at_least: not all of them were counted."""
 
-    def __init__(self, needed: int, limit: int, hint: str = "") -> None:
+    def __init__(self, needed: int, limit: int, hint: str = "", *, at_least: bool = False) -> None:
+        count = f"at least {needed}" if at_least else str(needed)
         super().__init__(
-            f"the request needs {needed} tokens and the context holds {limit}"
+            f"the request needs {count} tokens and the context holds {limit}"
             + (f"; {hint}" if hint else "")
         )
         self.needed = needed

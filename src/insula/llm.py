@@ -195,8 +195,9 @@ class LLM:
     ) -> Completion:
         """The assistant's answer to a conversation.
 
-        messages: each with role and content. template: a format's name, Jinja, or None for the
-            model's own; tools and template_arguments (such as enable_thinking) are given to it.
+        messages: each with role and content, a text or a list of text parts. template: a
+            format's name, Jinja, or None for the model's own; tools and template_arguments (such
+            as enable_thinking) are given to it, and the report says which it never looks at.
         overflow: "error", "stop" or "drop_oldest" (whole turns, never the system's message;
             the report says how many).
         What the model marks as reasoning is in the completion's `reasoning`, not in its text.
@@ -233,13 +234,18 @@ class LLM:
         from insula.chat import prompt as chat_prompt
         from insula.chat.reply import Reply
 
-        chat_prompt.check_messages(messages)
+        messages = chat_prompt.plain_messages(messages)
         chat_prompt.check_overflow(overflow)
         names = ("template", "tools", "template_arguments", "overflow", "salt")
         sampling = sampling_params(params, options, others=names)
         chat_format = self._chat_format(template, tools, template_arguments)
         prompt, sampling, notes = chat_prompt.fitted(
-            messages, chat_format.prompt, sampling, n_ctx=self.n_ctx, overflow=overflow
+            messages,
+            chat_format.prompt,
+            sampling,
+            count=chat_format.count,
+            n_ctx=self.n_ctx,
+            overflow=overflow,
         )
         reply = Reply(chat_format.template.source, prompt.text)
         request = Request(
@@ -248,7 +254,7 @@ class LLM:
             salt=salt,
             continues=False,
             skip_special=not reply.shows_special,
-            notes=(*self.model_info.notes, *notes),
+            notes=(*self.model_info.notes, *chat_format.notes, *notes),
             dropped_turns=prompt.dropped_turns,
             dropped_tokens=prompt.dropped_tokens,
         )
@@ -290,11 +296,13 @@ class LLM:
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
         """Ids of a text, as `generate` makes them. Raises TokenizerError."""
+        if not isinstance(text, str):
+            raise ConfigError(f"text: found {type(text).__name__}; allowed is a str")
         return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of ids; U+FFFD where they do not make whole characters. Raises TokenizerError."""
-        return self.tokenizer.decode(list(_ids(ids)), skip_special=skip_special)
+        return self.tokenizer.decode(_ids(ids), skip_special=skip_special)
 
     def perplexity(
         self, text: Prompt, *, window: int | None = None, stride: int | None = None
@@ -343,9 +351,9 @@ class LLM:
         """The prompts as ids, and whether it is one and not a list."""
         if isinstance(prompt, str):
             return [self._encoded(prompt)], True
-        if isinstance(prompt, (bytes, bytearray, memoryview)) or not (
-            isinstance(prompt, Sequence) or hasattr(prompt, "__array__")
-        ):
+        array = hasattr(prompt, "__array__") and getattr(prompt, "ndim", 1) > 0
+        undecoded = isinstance(prompt, (bytes, bytearray, memoryview))
+        if undecoded or not (isinstance(prompt, Sequence) or array):
             raise ConfigError(
                 f"prompt: found {type(prompt).__name__}; allowed: text, ids, or a list of them"
             )
@@ -410,7 +418,10 @@ def _ids(ids: Any) -> tuple[int, ...]:
     """Token ids as plain integers; True and 1.0 are not ids."""
     try:
         # Bytes are text that nobody has decoded, not ids.
-        if isinstance(ids, (bytes, bytearray, memoryview)) or any(isinstance(i, bool) for i in ids):
+        if isinstance(ids, (bytes, bytearray, memoryview)):
+            raise TypeError
+        ids = tuple(ids)  # once: it may be an iterator
+        if any(isinstance(i, bool) for i in ids):
             raise TypeError
         return tuple(operator.index(i) for i in ids)
     except TypeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -195,3 +196,67 @@ def test_a_progress_bar(env, hub, tiny):
         assert terminal.end() == 0
     assert "is ready" in terminal.text
     assert "\x1b[" in terminal.raw
+
+
+def context(shown: str) -> str:
+    found = re.search(r"context +(\S+) / ", shown)
+    assert found, shown
+    return found[1]
+
+
+def test_show_forgets_figures_of_another_history(chat):
+    say(chat, "hello")
+    assert int(context(say(chat, "/show"))) > 0
+    say(chat, "/save first")
+    say(chat, "/clear")
+    assert context(say(chat, "/show")) == "0"
+    say(chat, "hello again, and a good deal longer")
+    say(chat, "/load first")
+    assert context(say(chat, "/show")) == "?"
+
+
+def test_commands_do_not_ignore_what_they_cannot_use(chat, tmp_path):
+    for line in ("/clear foo", "/regenerate more", "/show all"):
+        shown = say(chat, line)
+        assert f"insula: {line.split()[0]} takes nothing after it" in shown
+    assert "allowed: None (no limit of its own), or 0 to" in say(
+        chat, "/set max_tokens 9" + "9" * 22
+    )
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert "is a folder" in say(chat, f"/save {folder}")
+    (tmp_path / "bin.txt").write_bytes(b"\xff\x00")
+    assert "is not a saved chat" in (shown := say(chat, f"/load {tmp_path}/bin.txt"))
+    assert "codec" not in shown
+
+
+def test_a_block_is_one_entry_of_the_history(chat, env):
+    chat.keys('"""' + ENTER)
+    chat.expect(r"\n\.\.\.")
+    chat.keys("third" + ENTER + 'fourth"""' + ENTER)
+    chat.expect(PROMPT)
+    history = (Path(env["INSULA_HOME"]) / "history").read_text()
+    assert history.count("\n# ") == 1
+    assert '+"""\n+third\n+fourth"""\n' in history
+
+
+def test_sigterm_ends_the_chat_in_order(chat):
+    chat.process.terminate()
+    assert chat.end(10) == 143
+    assert "Traceback" not in chat.text
+
+
+def test_a_full_context_is_told_once_in_spanish(env, tiny):
+    spanish = {**env, "LANG": "es_ES.UTF-8"}
+    with Terminal(["run", str(tiny), *SHORT, "-c", "200"], spanish) as chat:
+        chat.expect(PROMPT)
+        for _ in range(12):
+            shown = say(chat, "hello there, how are you today? " * 2)
+            if "olvidado" in shown:
+                break
+        else:
+            raise AssertionError("nothing was dropped")
+        assert shown.count("tokens") == 2  # the context's and the dropped ones, in one line
+        assert "dropped" not in shown
+        say(chat, "/set max_tokens 500")
+        assert "max_tokens es 500" in say(chat, "hi").replace("\n", "")

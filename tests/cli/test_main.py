@@ -180,3 +180,14 @@ def test_ctrl_c_at_any_time(env, hub, pause):
         _, err = process.communicate(timeout=15)
     assert process.returncode == 130
     assert b"Traceback" not in err
+
+
+def test_the_completion_is_installed_in_the_persons_language(insula, monkeypatch, tmp_path):
+    from typer import completion
+
+    monkeypatch.setattr(completion, "_get_shell_name", lambda: "bash")
+    monkeypatch.setattr(completion, "install", lambda shell: (shell, tmp_path / "there"))
+    assert "bash is installed in" in insula("--install-completion").stdout
+    assert "está instalado" in insula("--install-completion", LANG="es_ES").stdout
+    monkeypatch.setattr(completion, "_get_shell_name", lambda: None)
+    assert "bash, zsh" in failed(insula("--install-completion"), 2)

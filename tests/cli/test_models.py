@@ -227,3 +227,47 @@ def test_a_broken_manifest_is_told_and_the_rest_is_listed(insula, env):
     assert done.returncode == 0
     assert "1.json" in done.stderr
     assert "smollm2:135m" in done.stdout
+
+
+def test_the_template_as_json(insula, tiny):
+    done = insula("show", str(tiny), "--template", "--json")
+    assert json.loads(done.stdout) == {"template": TEMPLATE}
+
+
+def test_pulling_a_file_that_is_here(insula, tiny):
+    line = failed(insula("pull", str(tiny)), 2)
+    assert f"insula run {tiny}" in line
+
+
+def test_files_cut_short_are_not_listed_as_models(insula, tiny, env):
+    folder = Path(env["HOME"]) / ".lmstudio" / "models"
+    folder.mkdir(parents=True)
+    (folder / "half.gguf").write_bytes(tiny.read_bytes()[:100_000])
+    (folder / "whole.gguf").write_bytes(tiny.read_bytes())
+    done = insula("list")
+    rows = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert "unusable" in rows["lmstudio/half.gguf"]
+    assert "unusable" not in rows["lmstudio/whole.gguf"]
+    assert "1 file(s) are cut short" in done.stderr
+    listed = json.loads(insula("list", "--json").stdout)["local"]
+    assert [model["usable"] for model in listed] == [False, True]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_sigterm_while_downloading(insula, hub, env):
+    hub.add("o/r", {"m.gguf": os.urandom(3_000_000)})
+    hub.faults += [slowly(0.05)]
+    partial = Path(env["INSULA_HOME"]) / "models" / "partial"
+    with subprocess.Popen(
+        [sys.executable, "-m", "insula", "pull", "hf.co/o/r", "-q"],
+        env=env,
+        stderr=subprocess.PIPE,
+    ) as process:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not list(partial.glob("*.part")):
+            time.sleep(0.01)
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (143, b"")
+    # The part and its note stay, to go on from; nothing else does.
+    assert sorted(path.suffix for path in partial.iterdir()) == [".json", ".part"]

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -131,8 +132,8 @@ def test_input_that_is_not_text(insula, process, tiny):
         ("--temperature", "nan", "temperature"),
         ("--top-k", "1e9", "--top-k"),
         ("--max-tokens", "-5", "max_tokens"),
-        ("--ctx", "0", "n_ctx"),
-        ("--threads", "0", "n_threads"),
+        ("--ctx", "0", "--ctx must be from 1 to"),
+        ("--threads", "0", "--threads must be from 1 to 1024"),
         ("--engine", "magic", "magic"),
         ("--overflow", "ignore", "ignore"),
         ("--repeat-last-n", "-7", "repeat_last_n"),
@@ -206,3 +207,43 @@ def test_a_reader_that_has_enough(env, endless):
         err = process.stderr.read()
         process.wait(timeout=30)
     assert (process.returncode, err) == (141, b"")
+
+
+def test_a_template_is_a_file_of_bounded_length(insula, tiny, tmp_path):
+    if Path("/dev/zero").exists():
+        line = failed(insula("run", str(tiny), "a", "--template", "/dev/zero"), 2)
+        assert "/dev/zero is not a file" in line
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        assert "not a file" in failed(insula("run", str(tiny), "a", "--template", "pipe"), 2)
+    (tmp_path / "folder").mkdir()
+    assert "not a file" in failed(insula("run", str(tiny), "a", "--template", "folder"), 2)
+    (tmp_path / "long").write_text("a" * (1 << 21))
+    assert "longer than" in failed(insula("run", str(tiny), "a", "--template", "long"), 2)
+    (tmp_path / "bin.txt").write_bytes(b"\xff\xfe\x00")
+    line = failed(insula("run", str(tiny), "a", "--template", "bin.txt"), 2)
+    assert "bin.txt is not text in UTF-8" in line
+
+
+def test_a_word_alone_that_is_no_model(insula, tiny):
+    line = failed(insula("run", "hola"), 1)
+    assert "no model 'hola'" in line
+    assert "insula run smollm2:135m 'hola'" in line
+    assert "ningún modelo 'hola'" in failed(insula("run", "hola", LANG="es_ES"), 1)
+    # What can be pulled is a model, so the prompt is what is missing.
+    assert "empty" in failed(insula("run", "smollm2:135m"), 2)
+    assert "empty" in failed(insula("run", "hf.co/owner/repo"), 2)
+
+
+def test_a_missing_value_points_to_the_commands_own_help(insula):
+    assert "see insula run --help" in failed(insula("run", "--max-tokens"), 2)
+
+
+@posix
+def test_sigterm_ends_an_answer_in_order(env, endless):
+    with start(env, str(endless), "hello", "--ignore-eos", stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(20)
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (143, b"")

@@ -281,3 +281,26 @@ def test_prompt_templates(template: str, parts: tuple[str, str, str]) -> None:
 def test_prompt_templates_that_cannot_be(template: str) -> None:
     with pytest.raises(ValueError, match=r"[Tt]emplate"):
         PromptTemplate.parse(template)
+
+
+@pytest.mark.parametrize("name", [None, 7, b"a"])
+def test_a_model_name_of_another_type(name) -> None:
+    with pytest.raises(ConfigError, match="model_name"):
+        GPT4All(name)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        (None, {}, "prompt: found NoneType"),
+        ("a", {"max_tokens": "a"}, "max_tokens: 'a'"),
+        ("a", {"n_batch": "a"}, "n_batch: found 'a'"),
+        ("a", {"callback": None}, "callback: found None"),
+        ("a", {"streaming": True, "top_p": 9}, "top_p: 9"),
+    ],
+)
+def test_values_of_another_type_are_errors_at_once(
+    model: GPT4All, prompt: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model.generate(prompt, **options)

@@ -387,3 +387,14 @@ def test_messages_hide_signatures(hub, remote, tmp_path, quick):
     with pytest.raises(DownloadError) as caught:
         get(signed, tmp_path, quick)
     assert "secret" not in str(caught.value)
+
+
+def test_a_whole_part_without_a_note_is_kept_if_it_is_right(hub, remote, tmp_path, quick):
+    part = get(remote, tmp_path, quick).path
+    assert not part.with_suffix(".json").exists()
+    count = len(hub.bytes_requests())
+    assert get(remote, tmp_path, quick).path.read_bytes() == DATA
+    assert len(hub.bytes_requests()) == count
+    part.write_bytes(bytes(len(DATA)))  # as long, and not it
+    assert get(remote, tmp_path, quick).path.read_bytes() == DATA
+    assert len(hub.bytes_requests()) == count + 1

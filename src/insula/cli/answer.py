@@ -48,11 +48,7 @@ def remarks(completion: Completion, *, limited: bool, known: tuple[str, ...]) ->
 
     limited: they set the limit themselves. known: notes about the model, which need no repeating.
     """
-    report = completion.report
-    lines = [line for line in report.notes if line not in known]
-    if report.dropped_turns:
-        dropped = text("run.dropped", turns=report.dropped_turns, tokens=report.dropped_tokens)
-        lines.append(dropped)
+    lines = [line for line in completion.report.notes if line not in known]
     if completion.finish_reason == "length" and not limited:
         lines.append(text("run.context_full"))
     return lines

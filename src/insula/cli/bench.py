@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from insula.cli.counter import Counter
+from insula.cli.inputs import within
 from insula.cli.output import columns, is_terminal, say, say_json
+from insula.engine.load import MAX_THREADS
 from insula.errors import ConfigError
+from insula.formats.gguf import GGUFFile
 from insula.hub import catalog
-from insula.hub.resolve import locate
+from insula.hub.resolve import Located, locate
 from insula.locale import text
+from insula.models.load import summarize
 from insula.types import Report, SamplingParams
 
 if TYPE_CHECKING:
@@ -55,7 +59,9 @@ def bench(
     ):
         if value < 1:
             raise ConfigError(text("bench.at_least_one", option=name, value=value))
+    within("--threads", threads, MAX_THREADS)
     located = locate(model)
+    _check_fits(located, prompt_tokens, new_tokens)
     from insula.llm import LLM
 
     begun = time.perf_counter()
@@ -95,6 +101,23 @@ def bench(
     ]
     header = ("", text("bench.median"), text("bench.low"), text("bench.high"))
     say(columns(header, rows, right=(1, 2, 3)))
+
+
+def _check_fits(located: Located, prompt_tokens: int, new_tokens: int) -> None:
+    """Raise ConfigError, before anything is loaded, for more tokens than the model knows."""
+    with GGUFFile.open(located.path, allow_split=True) as file:
+        limit = summarize(file).context_length
+    total = prompt_tokens + new_tokens
+    if limit is not None and total > limit:
+        raise ConfigError(
+            text(
+                "bench.beyond_context",
+                limit=limit,
+                prompt=prompt_tokens,
+                new=new_tokens,
+                total=total,
+            )
+        )
 
 
 def measure(

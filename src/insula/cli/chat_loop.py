@@ -67,14 +67,16 @@ class ChatLoop:
     def describe(self) -> list[tuple[str, str]]:
         """The model and how full its context is."""
         info = self._llm.model_info
-        used = 0
+        used = "0"
         if self._last is not None:
             report = self._last.report
-            used = report.prompt_tokens + report.completion_tokens
+            used = f"{report.prompt_tokens + report.completion_tokens:,}"
+        elif any(message["role"] == "assistant" for message in self.session.messages):
+            used = "?"  # a chat that was loaded: its tokens are counted with the next answer
         rows = [
             (text("run.show_model"), f"{info.name} ({info.arch}, {info.quantization})"),
             (text("run.show_engine"), f"{info.engine} {info.isa}: {info.engine_reason}"),
-            (text("run.show_context"), f"{used:,} / {self._llm.n_ctx:,}"),
+            (text("run.show_context"), f"{used} / {self._llm.n_ctx:,}"),
         ]
         return rows + [("", line) for line in info.notes]
 
@@ -83,6 +85,8 @@ class ChatLoop:
         params = sampling_settings.params(self.settings)
         if line.startswith("/") and not line.startswith("//"):
             outcome = slash.execute(self, line)
+            if outcome.fresh:
+                self._last = None
             if outcome.show is not None:
                 say(outcome.show)
             if outcome.regenerate:

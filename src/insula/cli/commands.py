@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from insula.cli.output import say
 from insula.errors import ConfigError
 from insula.locale import language, text
 
@@ -28,6 +29,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "bench": ("bench", "bench", "help.bench"),
     "doctor": ("doctor", "doctor", "help.doctor"),
 }
+
+#: Shells whose completion can be installed.
+COMPLETIONS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
 #: What the parser's own help says, where there is no other way to have it in Spanish.
 _HELP_ES = (
@@ -59,6 +63,15 @@ def _localized(help_text: str) -> str:
 
 
 class _Command(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # The parser does not say whose help would help.
+            if getattr(error, "ctx", ctx) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
+
     def get_help(self, ctx: Any) -> str:
         return _localized(super().get_help(ctx))
 
@@ -108,6 +121,21 @@ def _root(
         print(context.get_help())
 
 
+def _install_completion(context: Any, param: Any, value: Any) -> Any:
+    """typer's own, in the person's language."""
+    if not value or context.resilient_parsing:
+        return value
+    from typer import completion
+
+    shell = value if isinstance(value, str) else completion._get_shell_name()  # type: ignore[attr-defined]
+    if shell not in COMPLETIONS:
+        known = ", ".join(COMPLETIONS)
+        raise ConfigError(text("cli.completion_unknown", shell=shell or "?", known=known))
+    shell, path = completion.install(shell=shell)  # type: ignore[attr-defined]
+    say(text("cli.completion_installed", shell=shell, path=path))
+    raise typer.Exit
+
+
 def invoke(args: list[str]) -> int:
     """Parse `args` and run the command. Errors are raised, not printed."""
     app = typer.Typer(cls=_Root, rich_markup_mode=None, add_completion=True)
@@ -116,6 +144,9 @@ def invoke(args: list[str]) -> int:
         _root
     )
     command = typer.main.get_command(app)
+    for param in command.params:
+        if param.name == "install_completion":
+            param.callback = _install_completion
     # The shell's completion protocol, if that is what this call is (it ends the process).
     command._main_shell_completion({}, "insula")
     # Not command.main(): it would turn Ctrl-C and end of input into its own messages.

@@ -24,6 +24,12 @@ def checked(value: str) -> str:
     return value
 
 
+def within(option: str, value: int | None, high: int, low: int = 1) -> None:
+    """Raise ConfigError, in terms of the option that was typed, for a number out of range."""
+    if value is not None and not low <= value <= high:
+        raise ConfigError(text("cli.out_of_range", option=option, low=low, high=high, value=value))
+
+
 def read_stdin() -> str:
     """All of standard input as UTF-8. Raises ConfigError if it is not, or too long."""
     if sys.stdin is None:

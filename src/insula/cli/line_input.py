@@ -66,6 +66,7 @@ def _plain(prompt: str) -> str:
 def _editor(commands: tuple[str, ...]) -> LineSource:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import Completer, WordCompleter
+    from prompt_toolkit.filters import Condition
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
@@ -74,6 +75,12 @@ def _editor(commands: tuple[str, ...]) -> LineSource:
     def new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
+    def in_block() -> bool:
+        # Enter within triple quotes: the block stays one message, and one entry of the history.
+        typed = session.default_buffer.text.lstrip()
+        return typed.startswith(QUOTES) and QUOTES not in typed[len(QUOTES) :]
+
+    keys.add("enter", filter=Condition(in_block))(new_line)
     for combination in (("escape", "enter"), ("c-j",)):
         keys.add(*combination)(new_line)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from insula.cli.failures import complain
-from insula.cli.output import columns, say, say_json, size
+from insula.cli.output import columns, note, say, say_json, size
+from insula.errors import InsulaError, UnsupportedError
+from insula.formats.gguf import GGUFFile
 from insula.hub import catalog, local
 from insula.hub.store import ModelStore
 from insula.locale import text
@@ -20,7 +23,7 @@ def list_models(
     """The command."""
     store = ModelStore()
     manifests, faults = store.scan()
-    others = local.find_models()
+    others = [(model, _usable(model.path)) for model in local.find_models()]
     missing = [entry for name, entry in catalog.CATALOG.items() if store.get(name) is None]
     if as_json:
         own = [
@@ -34,7 +37,10 @@ def list_models(
         say_json(
             {
                 "store": own,
-                "local": [{**asdict(model), "path": str(model.path)} for model in others],
+                "local": [
+                    {**asdict(model), "path": str(model.path), "usable": usable}
+                    for model, usable in others
+                ],
                 "available": [
                     {"name": e.name, "size": e.size, "licence": e.licence} for e in missing
                 ],
@@ -55,10 +61,27 @@ def list_models(
         )
         for manifest in manifests
     ]
-    rows += [(model.name, size(model.size), "", model.program) for model in others]
+    rows += [
+        (model.name, size(model.size) if usable else text("list.unusable"), "", model.program)
+        for model, usable in others
+    ]
     rows += [
         (entry.name, size(entry.size), entry.licence, text("list.origin_catalogue"))
         for entry in missing
     ]
     header = (text("list.name"), text("list.size"), text("list.licence"), text("list.where"))
     say(columns(header, rows, right=(1,)))
+    unusable = sum(not usable for _, usable in others)
+    if unusable:
+        note(text("list.unusable_count", count=unusable))
+
+
+def _usable(path: Path) -> bool:
+    """Whether the file is whole: another program may have left half a download there."""
+    try:
+        with GGUFFile.open(path, allow_split=True):
+            return True
+    except UnsupportedError:  # whole, and of a kind that another backend may know
+        return True
+    except InsulaError:
+        return False

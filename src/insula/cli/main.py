@@ -1,26 +1,39 @@
 """`insula`: the entry point, and the only place where a failure becomes a line and an exit code.
 
 0 success; 1 a failure of the work (InsulaError.exit_code); 2 a wrong command line or setting;
-70 a fault of ours; 130 Ctrl-C; 141 the reader of our output went away. A traceback is shown
-only with INSULA_DEBUG=1. Imports nothing beyond the standard library until it must.
+70 a fault of ours; 130 Ctrl-C; 141 the reader of our output went away; 143 SIGTERM. A traceback
+is shown only with INSULA_DEBUG=1. Imports nothing beyond the standard library until it must.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 EXIT_USAGE = 2
 EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
+EXIT_TERMINATED = 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _orderly_end():
+            return _guarded(args)
+    except SystemExit as end:  # SIGTERM between two of the lines below
+        return end.code if isinstance(end.code, int) else EXIT_TERMINATED
+
+
+def _guarded(args: list[str]) -> int:
     try:
         code = _hold_standard_streams()
         if code == 0:
@@ -38,6 +51,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         code = report_os_error(error)
     return code
+
+
+@contextmanager
+def _orderly_end() -> Iterator[None]:
+    """SIGTERM as an exception, so that what is half-written is cleaned up; a second one kills.
+
+    A SIGTERM that is ignored or handled already stays so, and children get the system's default.
+    """
+    number = signal.SIGTERM
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(number) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(EXIT_TERMINATED)
+
+    signal.signal(number, end)
+    try:
+        yield
+    finally:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _run(args: list[str]) -> int:

@@ -13,6 +13,8 @@ from insula.cli.output import is_terminal, say, say_json, size
 from insula.errors import ConfigError
 from insula.hub.resolve import resolve
 from insula.locale import text
+from insula.models.mixes import TARGETS
+from insula.models.mixes import target as target_format
 
 
 def quantize(
@@ -23,6 +25,11 @@ def quantize(
     as_json: Annotated[bool, typer.Option("--json", help=text("help.json"))] = False,
 ) -> None:
     """The command."""
+    try:
+        wanted = target_format(fmt)
+    except ConfigError:
+        known = ", ".join(TARGETS)
+        raise ConfigError(text("quantize.no_such_format", name=fmt[:40], known=known)) from None
     path = resolve(source)
     if target.is_dir():
         raise ConfigError(text("quantize.target_is_folder", path=target))
@@ -38,7 +45,7 @@ def quantize(
 
         bar = Counter(text("quantize.working"))
     try:
-        report = quantize_file(path, target, fmt, progress=bar, overwrite=force)
+        report = quantize_file(path, target, wanted.name, progress=bar, overwrite=force)
     finally:
         if bar is not None:
             bar.close()

@@ -12,13 +12,23 @@ import typer
 
 from insula.chat.prompt import check_overflow
 from insula.cli import one_answer, sampling_settings
-from insula.cli.inputs import checked, read_stdin, something_is_piped_in, stdin_is_terminal
+from insula.cli.inputs import (
+    checked,
+    read_stdin,
+    something_is_piped_in,
+    stdin_is_terminal,
+    within,
+)
 from insula.cli.output import note
 from insula.cli.transfers import TransferDisplay
-from insula.errors import ConfigError
+from insula.engine.context import MAX_CONTEXT
+from insula.engine.load import MAX_THREADS
+from insula.errors import ConfigError, NotFoundError
 from insula.hub import catalog
+from insula.hub.names import parse_hub_ref
 from insula.hub.resolve import locate
 from insula.locale import text
+from insula.security.small_file import NotRegularError, TooLongError, read_small
 
 if TYPE_CHECKING:
     from insula.chat.prompt import Overflow
@@ -116,11 +126,16 @@ def run(
     )
     # Whatever is wrong with the command line is told before a model is fetched or loaded.
     params = sampling_settings.params(settings)
+    within("--ctx", ctx, MAX_CONTEXT)
+    within("--threads", threads, MAX_THREADS)
     if overflow is not None:
         check_overflow(overflow)
     if prompt is None and model is not None and _is_question(model):
         model, prompt = None, model
-    question = _question(prompt)
+    if prompt is None and model is not None and not stdin_is_terminal():
+        question = _piped_question(model)
+    else:
+        question = _question(prompt)
     if question is None and (as_json or raw):
         raise ConfigError(text("run.empty_prompt"))
     system = None if system is None else checked(system)
@@ -172,17 +187,49 @@ def _question(prompt: str | None) -> str | None:
     return checked("\n\n".join(parts))
 
 
+def _piped_question(model: str) -> str | None:
+    """What came on standard input for `model`. Where nothing came and there is no such model, it
+    was meant as a prompt, perhaps: the NotFoundError says how to ask."""
+    try:
+        return _question(None)
+    except ConfigError:
+        if not catalog.find(model) and parse_hub_ref(model) is None:
+            try:
+                locate(model)
+            except NotFoundError:
+                known = ", ".join(sorted(catalog.CATALOG))
+                raise NotFoundError(
+                    text(
+                        "run.no_such_model",
+                        name=model[:120],
+                        known=known,
+                        default=catalog.DEFAULT_MODEL,
+                    )
+                ) from None
+        raise
+
+
 def _template(choice: str) -> str:
     """A chat format's name, or the Jinja source in the file of that name."""
     from insula.chat.formats import FORMATS
 
     if choice in FORMATS:
         return choice
+    from insula.chat.sandbox import MAX_SOURCE
+
+    shown = choice[:80]
     try:
-        return Path(choice).read_text(encoding="utf-8")
+        return read_small(Path(choice), 4 * MAX_SOURCE).decode("utf-8-sig")  # 4 bytes a character
+    except NotRegularError:
+        raise ConfigError(text("run.not_a_file", path=shown)) from None
+    except TooLongError:
+        limit = MAX_SOURCE >> 10
+        raise ConfigError(text("run.template_too_long", path=shown, limit=limit)) from None
+    except UnicodeDecodeError:
+        raise ConfigError(text("run.template_not_text", path=shown)) from None
     except (OSError, ValueError):
         known = ", ".join(FORMATS)
-        raise ConfigError(text("run.no_such_template", choice=choice[:80], known=known)) from None
+        raise ConfigError(text("run.no_such_template", choice=shown, known=known)) from None
 
 
 @contextmanager

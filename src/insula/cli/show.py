@@ -38,6 +38,9 @@ def show(
     if ctx is not None and ctx < 1:
         raise ConfigError(text("show.bad_ctx", value=ctx))
     with GGUFFile.open(located.path, allow_split=True) as file:
+        if template and as_json:
+            say_json({"template": _template(file.metadata)})
+            return
         if template:
             say(_template(file.metadata) or "")
             return

@@ -38,9 +38,13 @@ class Chat(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What follows: something to show, the last question again, or the end."""
+    """What follows: something to show, the last question again, or the end.
+
+    fresh: the history is another one; figures of earlier answers say nothing about it.
+    """
 
     show: str | None = None
+    fresh: bool = False
     regenerate: bool = False
     leave: bool = False
 
@@ -65,11 +69,13 @@ def _system(chat: Chat, rest: str) -> Outcome:
 
 def _clear(chat: Chat, rest: str) -> Outcome:
     chat.session.clear()
-    return Outcome(show=text("run.cleared"))
+    return Outcome(show=text("run.cleared"), fresh=True)
 
 
 def _save(chat: Chat, rest: str) -> Outcome:
     path = chat_path(rest)
+    if path.is_dir():
+        raise ConfigError(text("run.is_folder", path=path))
     if path.parent == places.home() / "chats":
         places.private_folder(path.parent)
     elif not path.parent.is_dir():
@@ -81,7 +87,8 @@ def _save(chat: Chat, rest: str) -> Outcome:
 def _load(chat: Chat, rest: str) -> Outcome:
     path = chat_path(rest)
     chat.session.load(path)
-    return Outcome(show=text("run.loaded", path=path, count=len(chat.session.messages)))
+    count = len(chat.session.messages)
+    return Outcome(show=text("run.loaded", path=path, count=count), fresh=True)
 
 
 def _set(chat: Chat, rest: str) -> Outcome:
@@ -104,7 +111,7 @@ def _show(chat: Chat, rest: str) -> Outcome:
     rows.append((text("run.show_system"), chat.session.system or "-"))
     rows.append((text("run.show_messages"), str(len(messages))))
     for message in messages[-SHOWN_MESSAGES:]:
-        line = " ".join(str(message["content"]).split())
+        line = " ".join(str(message.get("content") or "").split())
         if len(line) > SHOWN_CHARACTERS:
             line = line[: SHOWN_CHARACTERS - 1] + "…"
         rows.append((f"  {message['role']}", line))
@@ -136,6 +143,10 @@ COMMANDS: dict[str, Callable[[Chat, str], Outcome]] = {
 }
 
 
+#: Commands that would have to ignore what follows them.
+ALONE = frozenset({"/clear", "/show", "/regenerate", "/bye"})
+
+
 def execute(chat: Chat, line: str) -> Outcome:
     """Run one line that begins with "/". ConfigError for a command that there is not."""
     name, *rest = line.strip().split(maxsplit=1)
@@ -143,4 +154,6 @@ def execute(chat: Chat, line: str) -> Outcome:
     if command is None:
         known = " ".join(COMMANDS)
         raise ConfigError(text("run.no_such_slash", name=name[:40], known=known))
+    if rest and name.lower() in ALONE:
+        raise ConfigError(text("run.no_argument", name=name.lower()))
     return command(chat, rest[0].strip() if rest else "")

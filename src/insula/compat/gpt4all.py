@@ -34,6 +34,7 @@ from insula.compat.gpt4all_prompts import (
     is_jinja,
 )
 from insula.engine.backends import require
+from insula.engine.sampling import validate
 from insula.errors import ConfigError, UnsupportedError
 from insula.types import SamplingParams
 
@@ -273,8 +274,15 @@ class GPT4All:
 
         Raises ConfigError (an option's value), ContextOverflowError, EngineError.
         """
-        if n_batch < 1:
-            raise ConfigError(f"n_batch: found {n_batch}; allowed is 1 or more")
+        if not isinstance(prompt, str):
+            raise ConfigError(f"prompt: found {type(prompt).__name__}; allowed is a str")
+        if type(n_batch) is not int or n_batch < 1:
+            raise ConfigError(f"n_batch: found {n_batch!r}; allowed is 1 or more")
+        if not callable(callback):
+            raise ConfigError(
+                f"callback: found {callback!r}; allowed is a function of a token's id and text, or "
+                "leave it out"
+            )
         params = SamplingParams(
             max_tokens=max_tokens if n_predict is None else n_predict,
             temperature=temp,
@@ -285,6 +293,7 @@ class GPT4All:
             repeat_last_n=repeat_last_n,
             samplers=SAMPLERS,
         )
+        validate(params)
         pieces = self._answer(self._ask(prompt), params, callback)
         if streaming:
             return (text for text, shown in pieces if shown)

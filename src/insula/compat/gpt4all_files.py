@@ -51,6 +51,10 @@ def retrieve_model(
     verbose: bool,
 ) -> ConfigType:
     """The model's config with "path" in it. Raises ModelFileNotFound and what a download raises."""
+    if not isinstance(model_name, str):
+        raise ConfigError(f"model_name: found {type(model_name).__name__}; allowed is a str")
+    if model_path is not None and not isinstance(model_path, str | os.PathLike):
+        raise ConfigError(f"model_path: found {type(model_path).__name__}; allowed is a path")
     filename = append_extension_if_missing(model_name)
     folder = DEFAULT_MODEL_DIRECTORY if model_path is None else Path(model_path)
     if model_path is not None and not folder.is_dir():

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from insula.engine.backends import Choice, choose
-from insula.engine.context import PAGE_TOKENS, ContextPlan, kv_bytes_per_token, plan_context
+from insula.engine.context import (
+    MAX_CONTEXT,
+    PAGE_TOKENS,
+    ContextPlan,
+    kv_bytes_per_token,
+    plan_context,
+)
 from insula.engine.engine import Engine
 from insula.engine.request import Runner, TextEngine
 from insula.errors import ConfigError, TokenizerError, UnsupportedError
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 
 #: Taken for the trained context where a file does not say.
 UNKNOWN_CONTEXT = 4096
+MAX_THREADS, MAX_RUNNING = 1024, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +76,7 @@ def load(path: Path, *, name: str, engine: str = "auto", options: Options) -> Lo
     Raises ConfigError, UnsupportedError, FormatError, NotFoundError, TokenizerError or
     ResourceError.
     """
-    _check_counts(options)
+    options = _checked(options)
     if engine != "llamacpp":
         from insula.models.load import open_model
 
@@ -206,9 +214,22 @@ def _number(meta: Mapping[str, Any], key: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _check_counts(options: Options) -> None:
-    n_threads, max_running = options.n_threads, options.max_running
-    if n_threads is not None and (isinstance(n_threads, bool) or not 1 <= n_threads <= 1024):
-        raise ConfigError(f"n_threads: found {n_threads}; allowed: 1 to 1024")
-    if isinstance(max_running, bool) or not 1 <= max_running <= 256:
-        raise ConfigError(f"max_running: found {max_running}; allowed: 1 to 256")
+def _checked(options: Options) -> Options:
+    """The options with plain integers. Raises ConfigError."""
+    counts: dict[str, Any] = {}
+    for name, most in (
+        ("n_ctx", MAX_CONTEXT),
+        ("n_threads", MAX_THREADS),
+        ("max_running", MAX_RUNNING),
+    ):
+        value = getattr(options, name)
+        if value is None and name != "max_running":
+            continue
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, Integral)
+            or not 1 <= int(value) <= most
+        ):
+            raise ConfigError(f"{name}: found {value!r}; allowed: 1 to {most}")
+        counts[name] = int(value)
+    return replace(options, **counts)

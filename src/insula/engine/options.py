@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from insula.engine.sampling import validate
 from insula.errors import ConfigError
 from insula.types import SamplingParams
 
@@ -23,7 +24,8 @@ def sampling_params(
     """`params` (default: the defaults) with `options` on top.
 
     A single stop string may stand for a list of one. others: further names that the caller's
-    own signature knows, for the hint. Raises ConfigError for a name that there is not.
+    own signature knows, for the hint. Raises ConfigError for a name that there is not, or a value
+    out of its range.
     """
     base = SamplingParams() if params is None else params
     if not isinstance(base, SamplingParams):
@@ -39,7 +41,9 @@ def sampling_params(
         changed["stop"] = (changed["stop"],)
     elif "stop" in changed and changed["stop"] is None:
         changed["stop"] = ()
-    return dataclasses.replace(base, **changed) if changed else base
+    chosen = dataclasses.replace(base, **changed) if changed else base
+    validate(chosen)
+    return chosen
 
 
 #: Most completions of one prompt that one call may ask for.

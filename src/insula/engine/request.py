@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from insula.errors import ConfigError
 from insula.types import Chunk, Completion, SamplingParams
 
 #: Called as (start, logits_TV), float32 [T, n_vocab].
@@ -56,6 +57,13 @@ class Request:
     notes: tuple[str, ...] = ()
     dropped_turns: int = 0
     dropped_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError: another type would share or keep a prefix by accident."""
+        if not isinstance(self.salt, str):
+            raise ConfigError(f"salt: found {type(self.salt).__name__}; allowed is a str")
+        if not isinstance(self.use_cache, bool):
+            raise ConfigError(f"use_cache: found {self.use_cache!r}; allowed: True or False")
 
 
 class Detokenizer(Protocol):

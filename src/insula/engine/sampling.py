@@ -30,6 +30,7 @@ from insula.types import DEFAULT_SAMPLERS, SamplingParams
 SAMPLERS: tuple[str, ...] = DEFAULT_SAMPLERS
 
 MAX_SEED = 2**64 - 1
+MAX_NEW_TOKENS = 2**31 - 1
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 4096
 
@@ -179,7 +180,8 @@ def validate(params: SamplingParams, *, n_vocab: int | None = None) -> None:
     if params.seed is not None:
         _integer("seed", params.seed, 0, MAX_SEED, "None, or 0 to 2^64 - 1")
     if params.max_tokens is not None:
-        _integer("max_tokens", params.max_tokens, 0, None, "None (no limit of its own) or 0 and up")
+        allowed = f"None (no limit of its own), or 0 to {MAX_NEW_TOKENS}"
+        _integer("max_tokens", params.max_tokens, 0, MAX_NEW_TOKENS, allowed)
     if params.logprobs is not None:
         ceiling = "" if n_vocab is None else f", up to the {n_vocab} of the vocabulary"
         _integer("logprobs", params.logprobs, 0, n_vocab, "None, or 0 and up" + ceiling)

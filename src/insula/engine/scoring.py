@@ -8,6 +8,7 @@ a few rows of logits at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +44,11 @@ def perplexity(
     tokens before it. Raises ConfigError for numbers out of range or fewer than two tokens.
     """
     window = engine.n_ctx if window is None else window
-    if not 2 <= window <= engine.n_ctx:
-        raise ConfigError(f"window: found {window}; allowed: 2 to {engine.n_ctx} (the context)")
+    if not _is_count(window) or not 2 <= window <= engine.n_ctx:
+        raise ConfigError(f"window: found {window!r}; allowed: 2 to {engine.n_ctx} (the context)")
     stride = max(1, window // 2) if stride is None else stride
-    if not 1 <= stride < window:
-        raise ConfigError(f"stride: found {stride}; allowed: 1 to {window - 1} (window - 1)")
+    if not _is_count(stride) or not 1 <= stride < window:
+        raise ConfigError(f"stride: found {stride!r}; allowed: 1 to {window - 1} (window - 1)")
     if len(ids) < 2:
         raise ConfigError(f"perplexity needs at least 2 tokens; found {len(ids)}")
     scored, total = 1, 0.0
@@ -58,6 +59,10 @@ def perplexity(
         scored = start + len(part)
         start += stride
     return float(np.exp(total / (len(ids) - 1)))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _negative_log_likelihood(engine: TextEngine, ids: list[int], first: int) -> float:

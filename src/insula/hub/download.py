@@ -82,6 +82,9 @@ def fetch(
     any of these but ChecksumError, and after KeyboardInterrupt, the part can be resumed.
     """
     state = _State(remote, part)
+    whole = finished(remote, part, progress=progress)
+    if whole is not None:
+        return whole
     done = state.resume_at()
     need_space(part.parent, (remote.size or 0) - done)
     digest = _digest_of(part, done, remote, progress)
@@ -138,6 +141,24 @@ def fetch(
     with suppress(FileNotFoundError):
         state.path.unlink()
     return Fetched(path=part, sha256=found, size=done)
+
+
+def finished(remote: Remote, part: Path, *, progress: Progress | None = None) -> Fetched | None:
+    """The part, if it has the promised size and digest already; it needs no note and no network.
+
+    So is what a process left that was killed between the end of a transfer and the part's use.
+    """
+    if remote.sha256 is None or remote.size is None:
+        return None
+    try:
+        if part.stat().st_size != remote.size:
+            return None
+        if _digest_of(part, remote.size, remote, progress).hexdigest() != remote.sha256:
+            return None
+    except OSError:
+        return None
+    part.with_suffix(".json").unlink(missing_ok=True)
+    return Fetched(path=part, sha256=remote.sha256, size=remote.size)
 
 
 class _State:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+from contextlib import suppress
+from pathlib import Path
 
-from insula.errors import ChecksumError, FormatError, NotFoundError
+from insula.errors import ChecksumError, ConfigError, FormatError, NotFoundError
 from insula.hub import catalog, huggingface, pypi
 from insula.hub.catalog import CatalogEntry
 from insula.hub.download import Remote, fetch, need_space, transfer
@@ -37,9 +39,17 @@ def pull(
         return _pull_reference(reference, store, progress, retry)
     entry = catalog.find(name)
     if entry is None:
+        if _is_file(name):
+            raise ConfigError(text("hub.is_file", path=name))
         known = ", ".join(sorted(catalog.CATALOG))
         raise NotFoundError(text("hub.unknown_name", name=name[:120], known=known))
     return _pull_entry(entry, store, progress, retry)
+
+
+def _is_file(name: str) -> bool:
+    with suppress(OSError, ValueError, RuntimeError):  # too long, or ~ of nobody
+        return Path(name).expanduser().is_file()
+    return False
 
 
 def _now() -> str:

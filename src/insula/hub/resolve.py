@@ -49,9 +49,15 @@ def locate(
     progress: Progress | None = None,
 ) -> Located:
     """Find a model. NotFoundError says how to get it; what `pull` raises if it downloads."""
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ConfigError(text("hub.name_type", found=type(name_or_path).__name__))
     name = os.fspath(name_or_path)
-    if not name.strip() or "\0" in name:
+    if not isinstance(name, str):  # a path of bytes
+        raise ConfigError(text("hub.name_type", found=type(name).__name__))
+    if not name.strip():
         raise ConfigError(text("hub.empty_name"))
+    if "\0" in name:
+        raise ConfigError(text("hub.bad_name", name=name[:120]))
     store = store or ModelStore()
     path = Path(name).expanduser()
     if _is_file(path):

@@ -9,4 +9,5 @@ TEXTS = {
     "median": "MEDIAN",
     "low": "LOWEST",
     "high": "HIGHEST",
+    "beyond_context": "the model's context holds {limit} tokens; {prompt} to read (-p) and {new} to write (-n) are {total}",
 }

@@ -20,4 +20,7 @@ TEXTS = {
     "not_utf8": "the text on the command line is not valid UTF-8",
     "stdin_not_utf8": "standard input is not valid UTF-8 (at byte {at}); is it text?",
     "input_too_long": "standard input is longer than {limit} MB, more than any context holds",
+    "out_of_range": "{option} must be from {low} to {high}, not {value}",
+    "completion_installed": "the completion for {shell} is installed in {path}; it works once the terminal is opened again",
+    "completion_unknown": "there is no completion for this shell ({shell}); there is for {known}",
 }

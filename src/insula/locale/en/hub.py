@@ -51,4 +51,6 @@ TEXTS = {
     "is_folder": "{path} is a folder without a .gguf file; give the path to one",
     "is_folder_with": "{path} is a folder; name one of its files: {files}",
     "no_such_file": "there is no file {path}",
+    "name_type": "the name or path of a model is text; found {found}",
+    "is_file": "{path} is a file on this machine already; use it where it is: insula run {path}",
 }

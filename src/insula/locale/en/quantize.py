@@ -7,4 +7,5 @@ TEXTS = {
     "working": "quantizing",
     "quality": "{bits} bits per weight; root mean square error {rmse}",
     "done": "{path} is written ({before} -> {after})",
+    "no_such_format": "there is no format {name!r}; there are: {known}",
 }

@@ -4,7 +4,6 @@ TEXTS = {
     "empty_prompt": "the prompt is empty",
     "no_template": "the model has no chat template: it goes on from the text as it is",
     "context_full": "the answer ends here because the context is full; --ctx makes it larger",
-    "dropped": "the oldest {turns} turns ({tokens} tokens) were dropped to make room",
     "stats": "prompt {prompt} tokens ({cached} cached) at {prefill}/s, first token after {first} s; answer {completion} tokens at {decode}/s; {engine} {isa}, {threads} threads, seed {seed}",
     "welcome": "{model}: write a message, /help for the commands, Ctrl-D to leave",
     "how_to_leave": "Ctrl-D or /bye leaves",
@@ -30,4 +29,10 @@ TEXTS = {
     "no_such_folder": "there is no folder {path}",
     "waiting_for_input": "reading standard input; end it with Ctrl-D, or close it with </dev/null",
     "same_seed": "the seed is set, so the answer will be the same; /set seed default changes that",
+    "no_argument": "{name} takes nothing after it; write it alone",
+    "is_folder": "{path} is a folder; name a file in it",
+    "not_a_file": "{path} is not a file that could hold a template",
+    "template_too_long": "{path} is longer than {limit} thousand characters, which no template is",
+    "template_not_text": "{path} is not text in UTF-8, which a template is",
+    "no_such_model": "there is no model {name!r} here or in the catalogue ({known}), and no prompt came on standard input; to ask the default model, write: insula run {default} {name!r}",
 }

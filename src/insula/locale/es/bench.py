@@ -9,4 +9,5 @@ TEXTS = {
     "median": "MEDIANA",
     "low": "MÍNIMO",
     "high": "MÁXIMO",
+    "beyond_context": "en el contexto del modelo caben {limit} tokens; {prompt} de lectura (-p) y {new} de escritura (-n) son {total}",
 }

@@ -20,4 +20,7 @@ TEXTS = {
     "not_utf8": "el texto de la línea de órdenes no es UTF-8 válido",
     "stdin_not_utf8": "la entrada estándar no es UTF-8 válido (en el byte {at}); ¿es texto?",
     "input_too_long": "la entrada estándar supera los {limit} MB, más de lo que cabe en ningún contexto",
+    "out_of_range": "{option} debe estar entre {low} y {high}, no ser {value}",
+    "completion_installed": "el autocompletado de {shell} está instalado en {path}; funcionará cuando vuelvas a abrir el terminal",
+    "completion_unknown": "no hay autocompletado para este intérprete ({shell}); lo hay para {known}",
 }

@@ -51,4 +51,6 @@ TEXTS = {
     "is_folder": "{path} es una carpeta sin ficheros .gguf; da la ruta de uno",
     "is_folder_with": "{path} es una carpeta; nombra uno de sus ficheros: {files}",
     "no_such_file": "no existe el fichero {path}",
+    "name_type": "el nombre de un modelo o su ruta es texto; se encontró {found}",
+    "is_file": "{path} es un fichero que ya está en esta máquina; úsalo donde está: insula run {path}",
 }

@@ -8,4 +8,6 @@ TEXTS = {
     "incomplete": "incompleto",
     "origin_store": "almacén",
     "origin_catalogue": "aún no está: insula pull",
+    "unusable": "inservible",
+    "unusable_count": "{count} fichero(s) están incompletos o dañados, y no se pueden usar",
 }

@@ -7,4 +7,5 @@ TEXTS = {
     "working": "cuantizando",
     "quality": "{bits} bits por peso; error cuadrático medio {rmse}",
     "done": "{path} está escrito ({before} -> {after})",
+    "no_such_format": "no existe el formato {name!r}; existen: {known}",
 }

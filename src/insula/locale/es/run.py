@@ -4,7 +4,6 @@ TEXTS = {
     "empty_prompt": "la pregunta está vacía",
     "no_template": "el modelo no tiene plantilla de conversación: continúa el texto tal cual",
     "context_full": "la respuesta acaba aquí porque el contexto está lleno; --ctx lo amplía",
-    "dropped": "se han olvidado los {turns} turnos más antiguos ({tokens} tokens) para hacer sitio",
     "stats": "pregunta de {prompt} tokens ({cached} en caché) a {prefill}/s, primer token a los {first} s; respuesta de {completion} tokens a {decode}/s; {engine} {isa}, {threads} hilos, semilla {seed}",
     "welcome": "{model}: escribe un mensaje, /help para ver las órdenes, Ctrl-D para salir",
     "how_to_leave": "Ctrl-D o /bye para salir",
@@ -30,4 +29,10 @@ TEXTS = {
     "no_such_folder": "no existe la carpeta {path}",
     "waiting_for_input": "leyendo la entrada estándar; acábala con Ctrl-D, o ciérrala con </dev/null",
     "same_seed": "la semilla está fijada, así que la respuesta será la misma; /set seed default lo cambia",
+    "no_argument": "{name} no lleva nada detrás; escríbelo solo",
+    "is_folder": "{path} es una carpeta; nombra un fichero que esté en ella",
+    "not_a_file": "{path} no es un fichero que pueda contener una plantilla",
+    "template_too_long": "{path} supera los {limit} mil caracteres, y ninguna plantilla llega a tanto",
+    "template_not_text": "{path} no es texto en UTF-8, como lo es una plantilla",
+    "no_such_model": "no hay ningún modelo {name!r} aquí ni en el catálogo ({known}), y por la entrada estándar no llegó ninguna pregunta; para preguntar al modelo por defecto, escribe: insula run {default} {name!r}",
 }

@@ -1,0 +1,14 @@
+"""Lo que la conversación dice a una persona, en español."""
+
+TEXTS = {
+    "no_such_file": "no existe el fichero {path}",
+    "not_a_file": "{path} no es un fichero",
+    "file_too_long": "{path} supera los {limit} MB, y ninguna conversación guardada llega a tanto",
+    "not_a_chat": "{path} no es una conversación guardada",
+    "other_version": "{path} es una conversación guardada de la versión {found}; este programa lee la versión {version}",
+    "turn_too_long": "este turno por sí solo es demasiado largo; acórtalo",
+    "answer_too_long": "max_tokens es {max_tokens}, y junto a este turno solo caben {free}; redúcelo",
+    "dropped": "en el contexto caben {n_ctx} tokens: se han olvidado los {turns} turnos más antiguos ({tokens} tokens)",
+    "clipped": "max_tokens pasa de {asked} a {left}: en el contexto caben {n_ctx} tokens",
+    "unused": "la plantilla de conversación no usa {what}: el modelo no lo ha visto",
+}
