@@ -2,6 +2,8 @@
 
 #include "sampling_widest.h"
 
+#include <cmath>
+
 namespace insula::sampling {
 namespace {
 
@@ -50,6 +52,45 @@ double sum_exp(const float *x, size_t n, double highest, double scale, double *w
       lane[j] += w[i];
   }
   return combine(lane);
+}
+
+Entropy entropy(const float *x, size_t n, double highest, double scale, const double *weights,
+                double total) {
+  const double log_total = log_positive(total);
+  double lane[kLanes] = {};
+  size_t count = 0;
+  for (size_t i = 0; i < n; ++i) {
+    count += x[i] > kNever;
+    if (weights[i] > 0.0) { // 0 log 0 = 0
+      const double surprise = log_total - (static_cast<double>(x[i]) - highest) * scale;
+      lane[i % kLanes] += weights[i] / total * surprise;
+    }
+  }
+  return {combine(lane), count};
+}
+
+double standard_deviation(const float *x, size_t n) {
+  double lane[kLanes] = {};
+  size_t count = 0;
+  for (size_t i = 0; i < n; ++i) {
+    count += x[i] > kNever;
+    lane[i % kLanes] += x[i] > kNever ? static_cast<double>(x[i]) : 0.0;
+  }
+  const double mean = combine(lane) / static_cast<double>(count);
+  double squares[kLanes] = {};
+  for (size_t i = 0; i < n; ++i) {
+    const double d = x[i] > kNever ? static_cast<double>(x[i]) - mean : 0.0;
+    squares[i % kLanes] += d * d;
+  }
+  return std::sqrt(combine(squares) / static_cast<double>(count));
+}
+
+double power(double base, uint64_t n) {
+  double result = 1.0;
+  for (; n > 0; n >>= 1, base *= base)
+    if (n & 1)
+      result *= base;
+  return result;
 }
 
 } // namespace insula::sampling
