@@ -21,8 +21,9 @@ NONE = np.empty(0, dtype=np.int32)
 OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
-# The p of top_p, the n of top_n_sigma and their like below are no fractions of small numbers: where n equal tokens sum to
-# exactly p, rounding decides, and differently in two ways of adding.
+# The p of top_p and typical_p, the n of top_n_sigma and the thresholds below are no fractions of
+# small numbers: where n equal tokens sum to exactly p, rounding decides, and differently in two
+# ways of adding.
 
 
 def compare(

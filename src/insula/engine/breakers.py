@@ -9,6 +9,7 @@ koboldcpp). The vocabulary is read once per engine, and each string's answer is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from insula.engine.request import Tokenizer
 
@@ -66,10 +67,8 @@ class BreakerTable:
         """
         ways: set[tuple[int, ...]] = set()
         sources = [text]
-        try:
+        with suppress(UnicodeDecodeError):
             sources.append(rest.decode())
-        except UnicodeDecodeError:
-            pass
         piece = self._tokenizer.token_bytes
         for source in sources:
             ids = self._tokenizer.encode(source, add_special=False)

@@ -262,7 +262,11 @@ def _check_dry(params: SamplingParams) -> None:
     _integer("dry_allowed_length", params.dry_allowed_length, 0, None, "0 and up")
     window = "-1 (all), 0 (none) or a number"
     _integer("dry_penalty_last_n", params.dry_penalty_last_n, -1, None, window)
-    option, breakers = "dry_sequence_breakers", params.dry_sequence_breakers
+    _check_breakers(params.dry_sequence_breakers)
+
+
+def _check_breakers(breakers: object) -> None:
+    option = "dry_sequence_breakers"
     if isinstance(breakers, str) or not isinstance(breakers, Sequence):
         raise _refuse(option, breakers, "a sequence of strings; put a single one in a list")
     if len(breakers) > MAX_BREAKERS:

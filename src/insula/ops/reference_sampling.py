@@ -250,7 +250,7 @@ def dynamic_temperature(
     surprise_V = np.log(np.exp(below_V).sum()) - below_V
     share = min(float((p_V[held] * surprise_V[held]).sum()) / math.log(n_left), 1.0)
     low = max(0.0, temperature - spread)
-    return low + (temperature + spread - low) * share**exponent
+    return float(low + (temperature + spread - low) * share**exponent)
 
 
 def mirostat(x_V: F64, mu: float, t: float = 1.0) -> F64:
