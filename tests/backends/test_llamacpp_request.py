@@ -29,11 +29,11 @@ def test_every_option_is_translated() -> None:
         repeat_penalty=1.25,
         presence_penalty=0.5,
         frequency_penalty=-0.5,
-        repeat_last_n=17,
+        repeat_last_n=7,
         dry_multiplier=0.75,
         dry_base=1.5,
         dry_allowed_length=3,
-        dry_penalty_last_n=400,
+        dry_penalty_last_n=8,
         dry_sequence_breakers=("\n", "END"),
         top_n_sigma=1.5,
         xtc_probability=0.5,
@@ -57,11 +57,11 @@ def test_every_option_is_translated() -> None:
         "repeat_penalty": 1.25,
         "presence_penalty": 0.5,
         "frequency_penalty": -0.5,
-        "repeat_last_n": 17,
+        "repeat_last_n": 7,
         "dry_multiplier": 0.75,
         "dry_base": 1.5,
         "dry_allowed_length": 3,
-        "dry_penalty_last_n": 400,
+        "dry_penalty_last_n": 8,
         "dry_sequence_breakers": ["\n", "END"],
         "top_n_sigma": 1.5,
         "xtc_probability": 0.5,
@@ -88,6 +88,13 @@ def test_no_option_is_forgotten() -> None:
 def test_greedy_is_the_temperature_sampler_after_the_penalties() -> None:
     assert samplers(SamplingParams(temperature=0)) == ["penalties", "dry", "temperature"]
     assert samplers(SamplingParams(temperature=0, samplers=())) == ["temperature"]
+
+
+@pytest.mark.parametrize("option", ["repeat_last_n", "dry_penalty_last_n"])
+def test_a_window_is_no_larger_than_what_there_can_be(option: str) -> None:
+    """Two tokens of prompt and nine of answer; llama.cpp allocates what it is told."""
+    for asked, told in ((-1, 11), (0, 0), (10, 10), (12, 11), (2**40, 11)):
+        assert request(SamplingParams(**{option: asked}))[option] == told
 
 
 def test_mirostat() -> None:

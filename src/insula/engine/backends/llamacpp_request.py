@@ -81,11 +81,11 @@ def completion_request(
         "repeat_penalty": _finite("repeat_penalty", params.repeat_penalty),
         "presence_penalty": _finite("presence_penalty", params.presence_penalty),
         "frequency_penalty": _finite("frequency_penalty", params.frequency_penalty),
-        "repeat_last_n": min(params.repeat_last_n, _INT32_MAX),
+        "repeat_last_n": _window(params.repeat_last_n, len(ids) + max_tokens),
         "dry_multiplier": _finite("dry_multiplier", params.dry_multiplier),
         "dry_base": _finite("dry_base", params.dry_base),
         "dry_allowed_length": min(params.dry_allowed_length, _INT32_MAX),
-        "dry_penalty_last_n": min(params.dry_penalty_last_n, _INT32_MAX),
+        "dry_penalty_last_n": _window(params.dry_penalty_last_n, len(ids) + max_tokens),
         **_breakers(params),
         "top_n_sigma": _finite("top_n_sigma", params.top_n_sigma),
         "xtc_probability": _finite("xtc_probability", params.xtc_probability),
@@ -112,6 +112,14 @@ def samplers(params: SamplingParams) -> list[str]:
     if params.temperature <= 0:
         return [n for n in params.samplers if n in ("penalties", "dry")] + ["temperature"]
     return [_SAMPLERS[name] for name in params.samplers]
+
+
+def _window(last_n: int, most: int) -> int:
+    """As many tokens as there can be where all are asked for.
+
+    llama.cpp allocates what it is told, and newer versions know no -1.
+    """
+    return most if last_n < 0 else min(last_n, most)
 
 
 def _temperature(params: SamplingParams) -> float:
