@@ -71,6 +71,11 @@ def test_settings(chat):
     shown = say(chat, "/set")
     assert re.search(r"^temperature +0\.0 \*$", shown, re.MULTILINE)
     assert re.search(r"^top_p +0\.95$", shown, re.MULTILINE)
+    assert r"dry_sequence_breakers = '\n', 'END' *" in say(
+        chat, r"/set dry_sequence_breakers \n|END"
+    )
+    assert "dry_sequence_breakers = - *" in say(chat, "/set dry-sequence-breakers none")
+    assert "mirostat: 1 was given" in say(chat, "/set mirostat 1")
     assert "temperature = 0.8" in say(chat, "/set temperature default")
 
 
