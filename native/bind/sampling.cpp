@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 
@@ -26,6 +27,10 @@ using Mask = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::
 insula::SamplerKind kind_of(const std::string &name) {
   if (name == "penalties")
     return insula::SamplerKind::penalties;
+  if (name == "dry")
+    return insula::SamplerKind::dry;
+  if (name == "top_n_sigma")
+    return insula::SamplerKind::top_n_sigma;
   if (name == "top_k")
     return insula::SamplerKind::top_k;
   if (name == "typical_p")
@@ -34,18 +39,23 @@ insula::SamplerKind kind_of(const std::string &name) {
     return insula::SamplerKind::top_p;
   if (name == "min_p")
     return insula::SamplerKind::min_p;
+  if (name == "xtc")
+    return insula::SamplerKind::xtc;
   if (name == "temperature")
     return insula::SamplerKind::temperature;
   throw std::invalid_argument("unknown sampler: " + name);
 }
 
-SamplingInput input_of(const Logits &logits, const Tokens &history,
-                       const std::optional<Mask> &allowed) {
+SamplingInput input_of(const Logits &logits, const Tokens &history, uint64_t position,
+                       uint64_t seed, double mirostat_mu, const std::optional<Mask> &allowed) {
   SamplingInput input;
   input.logits = logits.data();
   input.n_vocab = logits.size();
   input.history = history.data();
   input.n_history = history.size();
+  input.position = position;
+  input.seed = seed;
+  input.mirostat_mu = mirostat_mu;
   if (allowed) {
     if (allowed->size() < (input.n_vocab + 31) / 32)
       throw std::invalid_argument("the token mask is shorter than the vocabulary");
@@ -69,7 +79,11 @@ void bind_sampling(nb::module_ &m) {
           "__init__",
           [](SamplingConfig *self, double temperature, int64_t top_k, double top_p, double min_p,
              double typical_p, double repeat_penalty, double presence_penalty,
-             double frequency_penalty, int64_t repeat_last_n,
+             double frequency_penalty, int64_t repeat_last_n, double dry_multiplier,
+             double dry_base, int64_t dry_allowed_length, int64_t dry_penalty_last_n,
+             std::vector<std::vector<int32_t>> dry_breakers, double top_n_sigma,
+             double xtc_probability, double xtc_threshold, double dynatemp_range,
+             double dynatemp_exponent, int mirostat, double mirostat_tau, double mirostat_eta,
              std::vector<std::pair<int32_t, float>> logit_bias,
              const std::vector<std::string> &samplers) {
             SamplingConfig config;
@@ -82,6 +96,23 @@ void bind_sampling(nb::module_ &m) {
             config.presence_penalty = presence_penalty;
             config.frequency_penalty = frequency_penalty;
             config.repeat_last_n = repeat_last_n;
+            config.dry.multiplier = dry_multiplier;
+            config.dry.base = dry_base;
+            config.dry.allowed_length = dry_allowed_length;
+            config.dry.last_n = dry_penalty_last_n;
+            for (auto &ids : dry_breakers) {
+              if (ids.empty() || *std::min_element(ids.begin(), ids.end()) < 0)
+                throw std::invalid_argument("a sequence breaker is one or more token ids");
+              config.dry.breakers.add(std::move(ids));
+            }
+            config.top_n_sigma = top_n_sigma;
+            config.xtc_probability = xtc_probability;
+            config.xtc_threshold = xtc_threshold;
+            config.dynatemp_range = dynatemp_range;
+            config.dynatemp_exponent = dynatemp_exponent;
+            config.mirostat = mirostat;
+            config.mirostat_tau = mirostat_tau;
+            config.mirostat_eta = mirostat_eta;
             config.logit_bias = std::move(logit_bias);
             for (const std::string &name : samplers)
               config.order.push_back(kind_of(name));
@@ -90,33 +121,41 @@ void bind_sampling(nb::module_ &m) {
           nb::kw_only(), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"),
           nb::arg("min_p"), nb::arg("typical_p"), nb::arg("repeat_penalty"),
           nb::arg("presence_penalty"), nb::arg("frequency_penalty"), nb::arg("repeat_last_n"),
-          nb::arg("logit_bias"), nb::arg("samplers"))
+          nb::arg("dry_multiplier"), nb::arg("dry_base"), nb::arg("dry_allowed_length"),
+          nb::arg("dry_penalty_last_n"), nb::arg("dry_breakers"), nb::arg("top_n_sigma"),
+          nb::arg("xtc_probability"), nb::arg("xtc_threshold"), nb::arg("dynatemp_range"),
+          nb::arg("dynatemp_exponent"), nb::arg("mirostat"), nb::arg("mirostat_tau"),
+          nb::arg("mirostat_eta"), nb::arg("logit_bias"), nb::arg("samplers"))
       .def(
           "sample",
           [](const SamplingConfig &self, Logits logits, Tokens history, uint64_t position,
-             uint64_t seed, std::optional<Mask> allowed, int64_t logprobs) {
-            const SamplingInput input = input_of(logits, history, allowed);
+             uint64_t seed, double mirostat_mu, std::optional<Mask> allowed, int64_t logprobs) {
+            const SamplingInput input =
+                input_of(logits, history, position, seed, mirostat_mu, allowed);
             int32_t token = -1;
             float logprob = 0.0f;
             std::vector<insula::TokenScore> top;
             SampleStatus status;
             {
               nb::gil_scoped_release release;
-              status = insula::sample(self, input, position, seed, &token);
+              status = insula::sample(self, input, &token, &mirostat_mu);
               if (status == SampleStatus::ok && logprobs >= 0)
                 status = insula::log_probabilities(input.logits, input.n_vocab, token,
                                                    static_cast<size_t>(logprobs), &logprob, &top);
             }
-            return nb::make_tuple(static_cast<int>(status), token, logprob, top_list(top));
+            return nb::make_tuple(static_cast<int>(status), token, mirostat_mu, logprob,
+                                  top_list(top));
           },
           nb::arg("logits"), nb::arg("history"), nb::arg("position"), nb::arg("seed"),
-          nb::arg("allowed").none(), nb::arg("logprobs"),
-          "-> (status, token, logprob, [(id, logprob)]); logprobs < 0 leaves the last two out.")
+          nb::arg("mirostat_mu"), nb::arg("allowed").none(), nb::arg("logprobs"),
+          "-> (status, token, next mirostat_mu, logprob, [(id, logprob)]); logprobs < 0 leaves the "
+          "last two out.")
       .def(
           "distribution",
-          [](const SamplingConfig &self, Logits logits, Tokens history,
-             std::optional<Mask> allowed) {
-            const SamplingInput input = input_of(logits, history, allowed);
+          [](const SamplingConfig &self, Logits logits, Tokens history, uint64_t position,
+             uint64_t seed, double mirostat_mu, std::optional<Mask> allowed) {
+            const SamplingInput input =
+                input_of(logits, history, position, seed, mirostat_mu, allowed);
             auto *ids = new std::vector<int32_t>;
             auto *probabilities = new std::vector<double>;
             nb::capsule own_ids(
@@ -131,7 +170,8 @@ void bind_sampling(nb::module_ &m) {
                 nb::ndarray<nb::numpy, double, nb::ndim<1>>(
                     probabilities->data(), {probabilities->size()}, own_probabilities));
           },
-          nb::arg("logits"), nb::arg("history"), nb::arg("allowed").none(),
+          nb::arg("logits"), nb::arg("history"), nb::arg("position"), nb::arg("seed"),
+          nb::arg("mirostat_mu"), nb::arg("allowed").none(),
           "-> (status, ids int32[n] ascending, probabilities float64[n]).");
 
   m.def(
@@ -160,6 +200,11 @@ void bind_sampling(nb::module_ &m) {
         return nb::make_tuple(word[0], word[1], word[2], word[3]);
       },
       nb::arg("counter"), nb::arg("key"), "Philox4x32-10.");
-  m.def("uniform_at", &insula::uniform_at, nb::arg("seed"), nb::arg("position"),
-        "The uniform in [0, 1) that belongs to a position.");
+  m.def(
+      "uniform_at",
+      [](uint64_t seed, uint64_t position, uint32_t stream) {
+        return insula::uniform_at(seed, position, static_cast<insula::Stream>(stream));
+      },
+      nb::arg("seed"), nb::arg("position"), nb::arg("stream") = 0,
+      "The uniform in [0, 1) that belongs to a position and a stream (0: the token, 1: XTC).");
 }

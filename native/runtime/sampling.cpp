@@ -26,12 +26,18 @@ public:
       return status;
     if (!(row_.highest > kNever))
       return SampleStatus::nothing_left;
+    const bool mirostat_acts = config.mirostat == 2 && !greedy;
     for (SamplerKind kind : config.order) {
-      if (greedy && kind != SamplerKind::penalties)
+      const bool penalizes = kind == SamplerKind::penalties || kind == SamplerKind::dry;
+      if (greedy && !penalizes)
+        continue;
+      if (mirostat_acts && !penalizes && kind != SamplerKind::temperature)
         continue;
       if (auto status = apply(kind); status != SampleStatus::ok)
         return status;
     }
+    if (mirostat_acts)
+      mirostat(input.mirostat_mu);
     return SampleStatus::ok;
   }
 
@@ -51,7 +57,12 @@ public:
     return weigh_list();
   }
 
-  int32_t draw(double u) {
+  struct Drawn {
+    int32_t id;
+    double surprise; // -ln of its probability
+  };
+
+  Drawn draw(double u) {
     const double total = weigh();
     const double target = u * total;
     double cumulative = 0.0;
@@ -64,7 +75,14 @@ public:
       if (cumulative > target)
         break;
     } // past the end only by rounding: the last candidate with any weight
-    return id_at(last);
+    double surprise = 0.0;
+    if (config_->mirostat == 2) {
+      const auto [value, highest] = dense_ ? std::pair(row_.x[last], row_.highest)
+                                           : std::pair(list_[last].logit, highest_listed());
+      surprise = log_positive(total) -
+                 (static_cast<double>(value) - static_cast<double>(highest)) * scale_;
+    }
+    return {id_at(last), surprise};
   }
 
   size_t size() const { return weights_.size(); }
@@ -111,6 +129,12 @@ private:
     switch (kind) {
     case SamplerKind::penalties:
       return penalize();
+    case SamplerKind::dry:
+      return dry();
+    case SamplerKind::top_n_sigma:
+      if (c.top_n_sigma > 0.0)
+        top_n_sigma(c.top_n_sigma);
+      break;
     case SamplerKind::top_k:
       if (c.top_k > 0)
         top_k(static_cast<uint64_t>(c.top_k));
@@ -127,10 +151,16 @@ private:
       if (c.min_p > 0.0)
         min_p(c.min_p);
       break;
-    case SamplerKind::temperature:
-      scale_ = 1.0 / std::max(c.temperature,
-                              std::numeric_limits<double>::min()); // finite, so that 0 * scale is 0
+    case SamplerKind::xtc:
+      if (c.xtc_probability > 0.0 && c.xtc_threshold <= 0.5 &&
+          uniform_at(input_->seed, input_->position, Stream::xtc) < c.xtc_probability)
+        exclude_top_choices(c.xtc_threshold);
       break;
+    case SamplerKind::temperature: {
+      const double t = c.dynatemp_range > 0.0 ? dynamic_temperature() : c.temperature;
+      scale_ = 1.0 / std::max(t, std::numeric_limits<double>::min()); // finite: 0 * scale is 0
+      break;
+    }
     }
     return SampleStatus::ok;
   }
@@ -181,6 +211,43 @@ private:
     return SampleStatus::ok;
   }
 
+  SampleStatus dry() {
+    const DrySettings &c = config_->dry;
+    size_t window = input_->n_history;
+    if (c.last_n >= 0)
+      window = std::min(window, static_cast<size_t>(c.last_n));
+    if (!(c.multiplier > 0.0) || window == 0)
+      return SampleStatus::ok;
+    const int32_t *recent = input_->history + (input_->n_history - window);
+    for (size_t i = 0; i < window; ++i)
+      if (recent[i] < 0 || static_cast<size_t>(recent[i]) >= row_.n)
+        return SampleStatus::history_outside;
+    repetitions_.find(c, recent, window);
+    if (repetitions_.found().empty())
+      return SampleStatus::ok;
+    if (dense_)
+      own_the_row();
+    else
+      std::sort(list_.begin(), list_.end(), lower_id);
+    for (const auto &[id, length] : repetitions_.found()) {
+      float *logit = nullptr;
+      if (dense_) {
+        logit = &copy_[id];
+      } else {
+        const auto at = std::lower_bound(list_.begin(), list_.end(), Candidate{0.0f, id}, lower_id);
+        if (at != list_.end() && at->id == id)
+          logit = &at->logit;
+      }
+      if (logit && *logit > kNever)
+        *logit = saturate(static_cast<double>(*logit) - c.penalty(length) / scale_);
+    }
+    if (dense_)
+      row_.scan(copy_.data(), row_.n);
+    else
+      std::sort(list_.begin(), list_.end(), higher);
+    return SampleStatus::ok;
+  }
+
   // The k best of what is left, best first, in `list_`.
   void keep_highest(size_t k) {
     if (dense_) {
@@ -202,13 +269,22 @@ private:
     return weigh_list();
   }
 
-  double weigh_list() {
-    floats_.resize(list_.size());
+  float highest_listed() const {
     float highest = kNever;
-    for (size_t i = 0; i < list_.size(); ++i) {
+    for (const Candidate &candidate : list_)
+      highest = std::max(highest, candidate.logit);
+    return highest;
+  }
+
+  void copy_list() {
+    floats_.resize(list_.size());
+    for (size_t i = 0; i < list_.size(); ++i)
       floats_[i] = list_[i].logit;
-      highest = std::max(highest, floats_[i]);
-    }
+  }
+
+  double weigh_list() {
+    copy_list();
+    const float highest = highest_listed();
     weights_.resize(list_.size());
     return sum_exp(floats_.data(), floats_.size(), highest, scale_, weights_.data());
   }
@@ -239,7 +315,11 @@ private:
   void min_p(double p) {
     // p_i >= p * p_max, in logits
     const double highest = dense_ ? row_.highest : list_.front().logit;
-    const double threshold = highest + log_positive(p) / scale_;
+    keep_from(highest + log_positive(p) / scale_);
+  }
+
+  // The logits that reach the threshold; the highest does.
+  void keep_from(double threshold) {
     if (dense_) {
       row_.collect(threshold, &list_);
       dense_ = false;
@@ -252,6 +332,70 @@ private:
     }
   }
 
+  // No factor: the deviation of x / t is that of x, over t.
+  void top_n_sigma(double n) {
+    if (!dense_)
+      copy_list();
+    const double sigma = dense_ ? standard_deviation(row_.x, row_.n)
+                                : standard_deviation(floats_.data(), floats_.size());
+    const double highest = dense_ ? row_.highest : list_.front().logit;
+    keep_from(highest - n * sigma);
+  }
+
+  // Leaves out all that reach the threshold but the last of them.
+  void exclude_top_choices(double threshold) {
+    if (!dense_) {
+      const double target = threshold * weigh_list();
+      size_t reach = 0;
+      while (reach < list_.size() && weights_[reach] >= target)
+        ++reach;
+      if (reach >= 2)
+        list_.erase(list_.begin(), list_.begin() + static_cast<ptrdiff_t>(reach - 1));
+      return;
+    }
+    const double target = threshold * weigh();
+    Candidate last{0.0f, -1};
+    for (size_t i = 0; i < row_.n; ++i) {
+      const Candidate candidate{row_.x[i], static_cast<int32_t>(i)};
+      if (weights_[i] >= target && row_.x[i] > kNever && (last.id < 0 || higher(last, candidate)))
+        last = candidate;
+    }
+    if (last.id < 0)
+      return;
+    own_the_row();
+    for (size_t i = 0; i < row_.n; ++i)
+      if (higher({copy_[i], static_cast<int32_t>(i)}, last))
+        copy_[i] = kNever;
+    row_.scan(copy_.data(), row_.n);
+  }
+
+  double dynamic_temperature() {
+    const SamplingConfig &c = *config_;
+    const double low = std::max(0.0, c.temperature - c.dynatemp_range);
+    const double high = c.temperature + c.dynatemp_range;
+    const double total = dense_ ? weigh() : weigh_list();
+    const Entropy left = dense_
+                             ? entropy(row_.x, row_.n, row_.highest, scale_, weights_.data(), total)
+                             : entropy(floats_.data(), floats_.size(), list_.front().logit, scale_,
+                                       weights_.data(), total);
+    if (left.count < 2)
+      return c.temperature;
+    const double share = left.nats / log_positive(static_cast<double>(left.count));
+    if (c.dynatemp_exponent == 0.0)
+      return high;
+    if (!(share >= std::numeric_limits<double>::min()))
+      return low;
+    const double bent = exp_nonpositive(c.dynatemp_exponent * log_positive(std::min(share, 1.0)));
+    return low + (high - low) * bent;
+  }
+
+  // Leaves out what surprises by more than mu bits, but for the best.
+  void mirostat(double mu) {
+    const double total = total_weight();
+    const double highest = dense_ ? row_.highest : list_.front().logit;
+    keep_from(std::min(highest, highest + (log_positive(total) - mu * kLn2) / scale_));
+  }
+
   void typical_p(double p) {
     if (dense_) {
       row_.collect(kNever, &list_);
@@ -260,24 +404,16 @@ private:
       std::sort(list_.begin(), list_.end(), lower_id);
     }
     const double total = weigh_list();
-    float highest = kNever;
-    for (const Candidate &candidate : list_)
-      highest = std::max(highest, candidate.logit);
+    const float highest = highest_listed();
     const double log_total = log_positive(total);
-    // Entropy: -sum p log p, with log p = e - log Z and 0 log 0 = 0.
-    double lane[kLanes] = {};
+    const double expected =
+        entropy(floats_.data(), floats_.size(), highest, scale_, weights_.data(), total).nats;
     deviations_.resize(list_.size());
     for (size_t i = 0; i < list_.size(); ++i) {
       const double surprise =
           log_total - (static_cast<double>(list_[i].logit) - static_cast<double>(highest)) * scale_;
-      deviations_[i] = {surprise, static_cast<uint32_t>(i)};
-      if (weights_[i] > 0.0)
-        lane[i % kLanes] += weights_[i] / total * surprise;
-    }
-    const double entropy = combine(lane);
-    for (auto &deviation : deviations_) {
-      const double d = deviation.first - entropy;
-      deviation.first = d < 0.0 ? -d : d;
+      const double d = surprise - expected;
+      deviations_[i] = {d < 0.0 ? -d : d, static_cast<uint32_t>(i)};
     }
     const double target = p * total;
     std::vector<uint32_t> &kept = indices_;
@@ -316,6 +452,7 @@ private:
   std::vector<double> weights_;
   std::vector<float> floats_;
   std::vector<int32_t> counts_; // all zero between calls
+  Repetitions repetitions_;
   std::vector<std::pair<double, uint32_t>> deviations_;
   std::vector<uint32_t> indices_;
 };
@@ -327,12 +464,20 @@ Choice &scratch() {
 
 } // namespace
 
-SampleStatus sample(const SamplingConfig &config, const SamplingInput &input, uint64_t position,
-                    uint64_t seed, int32_t *token) {
+SampleStatus sample(const SamplingConfig &config, const SamplingInput &input, int32_t *token,
+                    double *mirostat_mu) {
   Choice &choice = scratch();
   if (auto status = choice.run(config, input); status != SampleStatus::ok)
     return status;
-  *token = config.temperature <= 0.0 ? choice.best() : choice.draw(uniform_at(seed, position));
+  *mirostat_mu = input.mirostat_mu;
+  if (config.temperature <= 0.0) {
+    *token = choice.best();
+    return SampleStatus::ok;
+  }
+  const auto drawn = choice.draw(uniform_at(input.seed, input.position));
+  *token = drawn.id;
+  if (config.mirostat == 2)
+    *mirostat_mu -= config.mirostat_eta * (drawn.surprise / kLn2 - config.mirostat_tau);
   return SampleStatus::ok;
 }
 

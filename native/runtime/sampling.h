@@ -9,6 +9,8 @@
 // ops/reference_sampling.py says the same in NumPy.
 #pragma once
 
+#include "sampling_dry.h"
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -17,7 +19,17 @@
 
 namespace insula {
 
-enum class SamplerKind : uint8_t { penalties, top_k, typical_p, top_p, min_p, temperature };
+enum class SamplerKind : uint8_t {
+  penalties,
+  dry,
+  top_n_sigma,
+  top_k,
+  typical_p,
+  top_p,
+  min_p,
+  xtc,
+  temperature
+};
 
 enum class SampleStatus : int {
   ok = 0,
@@ -38,6 +50,15 @@ struct SamplingConfig {
   double presence_penalty = 0.0;
   double frequency_penalty = 0.0;
   int64_t repeat_last_n = 64; // 0: none, -1: all
+  DrySettings dry;
+  double top_n_sigma = -1.0;    // <= 0: off
+  double xtc_probability = 0.0; // <= 0: off
+  double xtc_threshold = 0.1;   // > 0.5: off
+  double dynatemp_range = 0.0;  // <= 0: off
+  double dynatemp_exponent = 1.0;
+  int mirostat = 0; // 0 or 2; 2 acts in place of all samplers that only leave tokens out
+  double mirostat_tau = 5.0;
+  double mirostat_eta = 0.1;
   std::vector<std::pair<int32_t, float>> logit_bias;
   std::vector<SamplerKind> order;
 };
@@ -54,16 +75,23 @@ struct SamplingInput {
   const int32_t *history = nullptr; // every token so far, oldest first
   size_t n_history = 0;
   const uint32_t *allowed = nullptr; // [ceil(n_vocab / 32)], bit id % 32 of word id / 32; or null
+  uint64_t position = 0;             // of the token to be chosen
+  uint64_t seed = 0;
+  double mirostat_mu = 0.0; // bits of surprise; the request's state, 2 * tau at its start
 };
 
 // Philox4x32-10 (Salmon et al., SC 2011).
 std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key);
 
-// The one uniform of a position, in [0, 1) with 53 bits.
-double uniform_at(uint64_t seed, uint64_t position);
+// What a position needs chance for. Each has a uniform of its own, so that none shifts another.
+enum class Stream : uint32_t { token = 0, xtc = 1 };
 
-SampleStatus sample(const SamplingConfig &config, const SamplingInput &input, uint64_t position,
-                    uint64_t seed, int32_t *token);
+// The one uniform of a position and a stream, in [0, 1) with 53 bits.
+double uniform_at(uint64_t seed, uint64_t position, Stream stream = Stream::token);
+
+// mirostat_mu: what the next token's input is to hold; as it was where mirostat is off.
+SampleStatus sample(const SamplingConfig &config, const SamplingInput &input, int32_t *token,
+                    double *mirostat_mu);
 
 // The distribution that `sample` draws from: ids ascending, probabilities that sum to 1.
 SampleStatus distribution(const SamplingConfig &config, const SamplingInput &input,

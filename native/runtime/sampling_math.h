@@ -13,6 +13,7 @@ namespace insula::sampling {
 constexpr float kNever =
     -std::numeric_limits<float>::infinity(); // the logit of a token that is out
 constexpr float kFloatMax = std::numeric_limits<float>::max();
+constexpr double kLn2 = 0.69314718055994530942;
 constexpr size_t kLanes = 8; // partial sums of a long sum: element i belongs to lane i % 8
 
 // exp for x <= 0, to about one unit in the last place; exactly 0 below -708 (no denormals, whose
@@ -54,6 +55,21 @@ inline double combine(const double (&lane)[kLanes]) {
 
 // sum of exp((x_i - highest) * scale); weights, where asked for, are kept.
 double sum_exp(const float *x, size_t n, double highest, double scale, double *weights);
+
+struct Entropy {
+  double nats;
+  size_t count; // of elements that are not -inf
+};
+
+// -sum p log p over weights as `sum_exp` leaves them, total their sum.
+Entropy entropy(const float *x, size_t n, double highest, double scale, const double *weights,
+                double total);
+
+// The standard deviation of the elements that are not -inf (at least one).
+double standard_deviation(const float *x, size_t n);
+
+// base^n, the same bits everywhere; inf where that is too large.
+double power(double base, uint64_t n);
 
 // An adjusted logit stays finite; -inf, a token that is out, stays so.
 inline float saturate(double v) {

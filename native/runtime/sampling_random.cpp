@@ -14,9 +14,10 @@ std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> c, std::array<uint32_
   return c;
 }
 
-double uniform_at(uint64_t seed, uint64_t position) {
+double uniform_at(uint64_t seed, uint64_t position, Stream stream) {
   const auto word =
-      philox4x32({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0, 0},
+      philox4x32({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32),
+                  static_cast<uint32_t>(stream), 0},
                  {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
   const uint64_t bits = (uint64_t{word[1] >> 6} << 27) | (word[0] >> 5);
   return static_cast<double>(bits) * 0x1p-53;

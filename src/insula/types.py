@@ -11,10 +11,13 @@ FinishReason = Literal["stop", "length", "cancelled"]
 #: The order in which samplers act unless a request sets its own (llama.cpp's default order).
 DEFAULT_SAMPLERS: tuple[str, ...] = (
     "penalties",
+    "dry",
+    "top_n_sigma",
     "top_k",
     "typical_p",
     "top_p",
     "min_p",
+    "xtc",
     "temperature",
 )
 
@@ -26,6 +29,9 @@ class SamplingParams:
     temperature 0 means greedy (the highest logit after bias and penalties; ties: lowest id).
     top_k <= 0, top_p >= 1, min_p <= 0, typical_p >= 1 and penalties at 1 / 0 / 0 are off.
     repeat_last_n: how many last tokens the penalties see; 0 none, -1 the whole context.
+    dry_multiplier 0, top_n_sigma <= 0, xtc_probability 0, dynatemp_range 0 and mirostat 0 are off.
+    dry_penalty_last_n: how many last tokens DRY sees; 0 none, -1 the whole context.
+    mirostat: 0 or 2; 2 acts in place of top_n_sigma, top_k, typical_p, top_p, min_p and xtc.
     seed: None draws one; the report carries the seed that was used.
     logprobs: None, or how many alternatives per token (0: the chosen token alone).
     """
@@ -39,6 +45,19 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repeat_last_n: int = 64
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: Sequence[str] = ("\n", ":", '"', "*")
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     samplers: tuple[str, ...] = DEFAULT_SAMPLERS

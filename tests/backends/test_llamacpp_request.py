@@ -29,9 +29,19 @@ def test_every_option_is_translated() -> None:
         repeat_penalty=1.25,
         presence_penalty=0.5,
         frequency_penalty=-0.5,
-        repeat_last_n=17,
+        repeat_last_n=7,
+        dry_multiplier=0.75,
+        dry_base=1.5,
+        dry_allowed_length=3,
+        dry_penalty_last_n=8,
+        dry_sequence_breakers=("\n", "END"),
+        top_n_sigma=1.5,
+        xtc_probability=0.5,
+        xtc_threshold=0.25,
+        dynatemp_range=0.5,
+        dynatemp_exponent=2.0,
         logit_bias={4: 1.5, 7: -math.inf},
-        samplers=("top_p", "temperature", "typical_p"),
+        samplers=("top_p", "xtc", "dry", "temperature", "typical_p", "top_n_sigma"),
         logprobs=4,
     )
     body = request(params, seed=99)
@@ -47,9 +57,20 @@ def test_every_option_is_translated() -> None:
         "repeat_penalty": 1.25,
         "presence_penalty": 0.5,
         "frequency_penalty": -0.5,
-        "repeat_last_n": 17,
+        "repeat_last_n": 7,
+        "dry_multiplier": 0.75,
+        "dry_base": 1.5,
+        "dry_allowed_length": 3,
+        "dry_penalty_last_n": 8,
+        "dry_sequence_breakers": ["\n", "END"],
+        "top_n_sigma": 1.5,
+        "xtc_probability": 0.5,
+        "xtc_threshold": 0.25,
+        "dynatemp_range": 0.5,
+        "dynatemp_exponent": 2.0,
+        "mirostat": 0,
         "logit_bias": [[4, 1.5], [7, False]],
-        "samplers": ["top_p", "temperature", "typ_p"],
+        "samplers": ["top_p", "xtc", "dry", "temperature", "typ_p", "top_n_sigma"],
         "n_probs": 4,
         "ignore_eos": False,
     }
@@ -65,8 +86,24 @@ def test_no_option_is_forgotten() -> None:
 
 
 def test_greedy_is_the_temperature_sampler_after_the_penalties() -> None:
-    assert samplers(SamplingParams(temperature=0)) == ["penalties", "temperature"]
+    assert samplers(SamplingParams(temperature=0)) == ["penalties", "dry", "temperature"]
     assert samplers(SamplingParams(temperature=0, samplers=())) == ["temperature"]
+
+
+@pytest.mark.parametrize("option", ["repeat_last_n", "dry_penalty_last_n"])
+def test_a_window_is_no_larger_than_what_there_can_be(option: str) -> None:
+    """Two tokens of prompt and nine of answer; llama.cpp allocates what it is told."""
+    for asked, told in ((-1, 11), (0, 0), (10, 10), (12, 11), (2**40, 11)):
+        assert request(SamplingParams(**{option: asked}))[option] == told
+
+
+def test_mirostat() -> None:
+    body = request(SamplingParams(mirostat=2, mirostat_tau=4.0, mirostat_eta=0.25))
+    assert (body["mirostat"], body["mirostat_tau"], body["mirostat_eta"]) == (2, 4.0, 0.25)
+    assert body["temperature"] == 0.8
+    # llama.cpp divides by the temperature whether or not the order has it
+    assert request(SamplingParams(mirostat=2, samplers=("top_k",)))["temperature"] == 1.0
+    assert request(SamplingParams(mirostat=2, temperature=0))["mirostat"] == 0
 
 
 def test_a_token_is_always_named() -> None:
@@ -89,6 +126,14 @@ def test_ignore_eos_excludes_our_own_end_tokens_too() -> None:
         (SamplingParams(logit_bias={1: math.inf}), 1, "logit_bias"),
         (SamplingParams(samplers=("top_k", "mirostat")), 1, "samplers"),
         (SamplingParams(samplers=("top_k", "top_k")), 1, "samplers"),
+        (SamplingParams(mirostat=2, repeat_penalty=1.1), 1, "mirostat"),
+        (SamplingParams(mirostat=2, dry_multiplier=1.0), 1, "mirostat"),
+        (SamplingParams(mirostat=2, dynatemp_range=0.5), 1, "mirostat"),
+        (
+            SamplingParams(dry_multiplier=1.0, dry_sequence_breakers=()),
+            1,
+            "dry_sequence_breakers",
+        ),
     ],
 )
 def test_what_it_cannot_express_names_backend_and_option(

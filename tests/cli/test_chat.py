@@ -69,8 +69,13 @@ def test_settings(chat):
     assert "temperature = 0.0 *" in say(chat, "/set temperature 0")
     assert "top_k = 5 *" in say(chat, "/set top-k=5")
     shown = say(chat, "/set")
-    assert "temperature        0.0 *" in shown
-    assert "top_p              0.95\n" in shown
+    assert re.search(r"^temperature +0\.0 \*$", shown, re.MULTILINE)
+    assert re.search(r"^top_p +0\.95$", shown, re.MULTILINE)
+    assert r"dry_sequence_breakers = '\n', 'END' *" in say(
+        chat, r"/set dry_sequence_breakers \n|END"
+    )
+    assert "dry_sequence_breakers = - *" in say(chat, "/set dry-sequence-breakers none")
+    assert "mirostat: 1 was given" in say(chat, "/set mirostat 1")
     assert "temperature = 0.8" in say(chat, "/set temperature default")
 
 

@@ -91,6 +91,27 @@ def test_stop_strings(insula, tiny):
     assert found["text"] == whole[: whole.index(stop)]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--dry-multiplier", "9", "--dry-allowed-length", "0", "--dry-penalty-last-n", "50"),
+        ("--dry-sequence-breaker", "none", "--dry-multiplier", "9", "--dry-allowed-length", "0"),
+        ("--xtc-probability", "1", "--xtc-threshold", "0.001"),
+        ("--top-n-sigma", "0.1"),
+        ("--dynatemp-range", "0.8", "--dynatemp-exponent", "2"),
+        ("--mirostat", "2", "--mirostat-tau", "1", "--mirostat-eta", "0.5"),
+    ],
+    ids=lambda options: options[0],
+)
+def test_samplers_act_and_keep_to_the_seed(insula, tiny, options):
+    common = ("--seed", "7", "-n", "40", "--ignore-eos", "--json")
+    plain, first, second = (
+        answer(insula("run", str(tiny), "hello hello hello", *common, *more))["token_ids"]
+        for more in ((), options, options)
+    )
+    assert first == second != plain
+
+
 def test_figures_on_standard_error(insula, tiny):
     done = insula("run", str(tiny), "hello", *SEEDED, "--stats")
     assert "seed 7" in done.stderr
@@ -130,6 +151,10 @@ def test_input_that_is_not_text(insula, process, tiny):
     ("option", "value", "part"),
     [
         ("--temperature", "nan", "temperature"),
+        ("--mirostat", "1", "mirostat: 1 was given; allowed: 0 (off) or 2"),
+        ("--xtc-probability", "2", "xtc_probability"),
+        ("--dry-base", "0.5", "dry_base"),
+        ("--dry-sequence-breaker", "x" * 41, "dry_sequence_breakers"),
         ("--top-k", "1e9", "--top-k"),
         ("--max-tokens", "-5", "max_tokens"),
         ("--ctx", "0", "--ctx must be from 1 to"),

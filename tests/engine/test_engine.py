@@ -21,6 +21,7 @@ from engine.prefix_model import (
 )
 from insula.engine.engine import Engine
 from insula.engine.request import Request
+from insula.engine.sampling import Sampler
 from insula.errors import ConfigError, ContextOverflowError, EngineError
 from insula.types import Chunk, SamplingParams
 
@@ -174,8 +175,17 @@ def test_the_report_counts_and_times() -> None:
     assert same.token_ids == handle.result().token_ids
 
 
-def test_preemption_is_said_and_changes_nothing() -> None:
-    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.5, "mirostat": 2, "mirostat_tau": 2.0, "mirostat_eta": 0.9},
+        {"temperature": 1.5, "xtc_probability": 0.5, "dry_multiplier": 2.0},
+    ],
+    ids=str,
+)
+def test_preemption_is_said_and_changes_nothing(options: dict) -> None:
+    params = SamplingParams(**options, seed=8, max_tokens=20, ignore_eos=True)
     requests = [Request(ids=(i, 2, 3), params=params) for i in range(4)]
     expected = [engine().submit(r).result().token_ids for r in requests]
     e = engine(PrefixRunner(n_pages=10, page_size=4), n_ctx=40)
@@ -188,6 +198,36 @@ def test_preemption_is_said_and_changes_nothing() -> None:
     assert any(not c.report.notes for c in completions)
 
 
+def test_mirostat_goes_on_from_token_to_token() -> None:
+    params = SamplingParams(
+        mirostat=2, mirostat_tau=2.0, mirostat_eta=0.9, temperature=1.5, seed=3, max_tokens=12
+    )
+    answer = engine().submit(Request(ids=(1, 2, 3), params=params)).result()
+    sampler, ids, mu, frozen = Sampler(params), [1, 2, 3], None, []
+    for token in answer.token_ids:
+        args = logits_after(ids), np.array(ids, np.int32), len(ids), 3
+        chosen = sampler(*args, mirostat_mu=mu)
+        frozen.append(sampler(*args).token_id)
+        assert chosen.token_id == token
+        ids.append(token)
+        mu = chosen.mirostat_mu
+    assert tuple(frozen) != answer.token_ids  # the state does something
+
+
+def test_dry_ends_a_loop_unless_a_breaker_is_in_it() -> None:
+    def said(**options) -> bytes:
+        e, request = script("abcabcabcabcabc", dry_multiplier=60.0, max_tokens=15, **options)
+        return bytes(i for i in e.submit(request).result().token_ids if i < 256)
+
+    loop = b"abcabcabcabcabc"
+    assert said(dry_penalty_last_n=0) == loop
+    assert said().startswith(b"abcab")
+    assert said() != loop
+    assert said(dry_sequence_breakers=("b",)) == loop
+    assert said(dry_sequence_breakers=("ca",)) == loop
+    assert said(dry_sequence_breakers=("x", "cax")) == said()
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
@@ -196,6 +236,13 @@ def test_preemption_is_said_and_changes_nothing() -> None:
         (Request(ids=(-1,)), "token id -1"),
         (Request(ids=(1,), n_ctx=65), "n_ctx: found 65; allowed: 1 to 64"),
         (Request(ids=(1,), params=SamplingParams(top_p=7.0)), "top_p"),
+        (Request(ids=(1,), params=SamplingParams(mirostat=1)), "mirostat: 1 was given; allowed: 0"),
+        (
+            Request(
+                ids=(1,), params=SamplingParams(dry_multiplier=1.0, dry_sequence_breakers=("",))
+            ),
+            "dry_sequence_breakers: '' was given; allowed: strings of 1 to 40 bytes",
+        ),
     ],
 )
 def test_what_is_refused(request_: Request, message: str) -> None:

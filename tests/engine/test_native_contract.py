@@ -75,6 +75,10 @@ def test_random_schedules_give_the_tokens_and_logprobs_of_the_request_alone(
             max_tokens=data.draw(st.integers(1, 60)),
             logprobs=1,
             ignore_eos=True,
+            mirostat=data.draw(st.sampled_from([0, 2])),
+            mirostat_tau=3.0,
+            xtc_probability=0.5,
+            dry_multiplier=data.draw(st.sampled_from([0.0, 0.8])),
         )
         requests.append(Request(ids=(*prefix[:cut], *own), params=params))
     alone = [open_engine(n_pages=12).submit(r).result() for r in requests]

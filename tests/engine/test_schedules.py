@@ -30,10 +30,11 @@ def alone(ids: tuple[int, ...], seed: int, max_tokens: int) -> tuple[int, ...]:
     history = list(ids)
     import numpy as np
 
+    mu = None
     for _ in range(max_tokens):
-        chosen = sampler(
-            logits_after(history, N_VOCAB), np.array(history, np.int32), len(history), seed
-        )
+        logits, ids_so_far = logits_after(history, N_VOCAB), np.array(history, np.int32)
+        chosen = sampler(logits, ids_so_far, len(history), seed, mirostat_mu=mu)
+        mu = chosen.mirostat_mu
         if chosen.token_id == 11:
             break
         history.append(chosen.token_id)
@@ -41,8 +42,19 @@ def alone(ids: tuple[int, ...], seed: int, max_tokens: int) -> tuple[int, ...]:
 
 
 def params_for(seed: int, max_tokens: int) -> SamplingParams:
+    """Odd seeds with what keeps a state or tosses a coin besides."""
     return SamplingParams(
-        seed=seed, max_tokens=max_tokens, repeat_penalty=1.2, repeat_last_n=8, temperature=0.9
+        seed=seed,
+        max_tokens=max_tokens,
+        repeat_penalty=1.2,
+        repeat_last_n=8,
+        temperature=0.9,
+        mirostat=2 * (seed % 2),
+        mirostat_tau=1.5,
+        mirostat_eta=0.5,
+        xtc_probability=0.5,
+        dry_multiplier=0.8,
+        dry_sequence_breakers=(),
     )
 
 

@@ -9,28 +9,48 @@ from typing import Any
 import numpy as np
 import pytest
 
-from insula.engine.sampling import MAX_STOPS, SAMPLERS, draw_seed, validate
+from insula.engine.sampling import MAX_BREAKERS, MAX_STOPS, SAMPLERS, draw_seed, validate
 from insula.errors import ConfigError
 from insula.types import SamplingParams
 
 WRONG: list[tuple[str, Any]] = [
     *[
         (option, value)
-        for option in ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty")
+        for option in (
+            *("temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "dry_multiplier"),
+            *("xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent"),
+            *("mirostat_tau", "mirostat_eta"),
+        )
         for value in (math.nan, math.inf, -math.inf, -0.1, 1e9, "0.5", None, True)
     ],
     *[
         (option, value)
-        for option in ("presence_penalty", "frequency_penalty")
+        for option in ("presence_penalty", "frequency_penalty", "dry_base", "top_n_sigma")
         for value in (math.nan, math.inf, -1e9, "x", None)
     ],
     *[
         (option, value)
-        for option in ("top_k", "repeat_last_n")
+        for option in ("top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n")
         for value in (-2, 1.5, "40", None, False, math.nan)
     ],
     ("top_p", 1.01),
     ("repeat_penalty", 0.0),
+    ("dry_allowed_length", -1),
+    ("dry_base", 0.99),
+    ("dry_sequence_breakers", "\n"),
+    ("dry_sequence_breakers", None),
+    ("dry_sequence_breakers", [""]),
+    ("dry_sequence_breakers", [7]),
+    ("dry_sequence_breakers", ["\ud800"]),
+    ("dry_sequence_breakers", ["\u2014" * 14]),
+    ("dry_sequence_breakers", ["a"] * (MAX_BREAKERS + 1)),
+    ("top_n_sigma", -1.5),
+    ("xtc_probability", 1.01),
+    ("mirostat", 1),
+    ("mirostat", 2.0),
+    ("mirostat", True),
+    ("mirostat", "2"),
+    ("mirostat_eta", 1.5),
     ("seed", -1),
     ("seed", 2**64),
     ("seed", 1.0),
@@ -70,8 +90,8 @@ def test_refused(option: str, value: Any) -> None:
 
 def test_unknown_samplers_name_the_known_ones() -> None:
     with pytest.raises(ConfigError) as caught:
-        validate(SamplingParams(samplers=("xtc",)))
-    assert "'xtc'" in str(caught.value)
+        validate(SamplingParams(samplers=("tfs_z",)))
+    assert "'tfs_z'" in str(caught.value)
     assert all(name in str(caught.value) for name in SAMPLERS)
 
 
@@ -92,6 +112,13 @@ def test_what_is_allowed() -> None:
             top_p=1,
             min_p=0,
             repeat_last_n=-1,
+            dry_penalty_last_n=-1,
+            dry_sequence_breakers=["\u2014" * 13],
+            top_n_sigma=-1,
+            xtc_probability=1,
+            xtc_threshold=1,
+            mirostat=np.int64(2),
+            mirostat_eta=0,
             seed=2**64 - 1,
             samplers=(),
             stop=("a", "b"),

@@ -35,6 +35,20 @@ if TYPE_CHECKING:
     from insula.llm import LLM
 
 
+#: Settings that are whole numbers; the others are decimal.
+_WHOLE = {
+    *("top_k", "repeat_last_n", "seed", "mirostat"),
+    *("dry_allowed_length", "dry_penalty_last_n"),
+}
+
+
+def _number(key: str) -> Any:
+    """The option of a setting that is a number, by the key of its help."""
+    name = key.removeprefix("help.")
+    option = "--" + name.replace("_", "-")
+    return typer.Option(option, metavar="N" if name in _WHOLE else "X", help=text(key))
+
+
 def run(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help=text("help.run_model"))
@@ -52,35 +66,33 @@ def run(
         float | None,
         typer.Option("--temperature", "-t", metavar="X", help=text("help.temperature")),
     ] = None,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", metavar="N", help=text("help.top_k"))
+    top_k: Annotated[int | None, _number("help.top_k")] = None,
+    top_p: Annotated[float | None, _number("help.top_p")] = None,
+    min_p: Annotated[float | None, _number("help.min_p")] = None,
+    typical_p: Annotated[float | None, _number("help.typical_p")] = None,
+    repeat_penalty: Annotated[float | None, _number("help.repeat_penalty")] = None,
+    presence_penalty: Annotated[float | None, _number("help.presence_penalty")] = None,
+    frequency_penalty: Annotated[float | None, _number("help.frequency_penalty")] = None,
+    repeat_last_n: Annotated[int | None, _number("help.repeat_last_n")] = None,
+    dry_multiplier: Annotated[float | None, _number("help.dry_multiplier")] = None,
+    dry_base: Annotated[float | None, _number("help.dry_base")] = None,
+    dry_allowed_length: Annotated[int | None, _number("help.dry_allowed_length")] = None,
+    dry_penalty_last_n: Annotated[int | None, _number("help.dry_penalty_last_n")] = None,
+    dry_sequence_breaker: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dry-sequence-breaker", metavar="TEXT", help=text("help.dry_sequence_breakers")
+        ),
     ] = None,
-    top_p: Annotated[
-        float | None, typer.Option("--top-p", metavar="X", help=text("help.top_p"))
-    ] = None,
-    min_p: Annotated[
-        float | None, typer.Option("--min-p", metavar="X", help=text("help.min_p"))
-    ] = None,
-    typical_p: Annotated[
-        float | None, typer.Option("--typical-p", metavar="X", help=text("help.typical_p"))
-    ] = None,
-    repeat_penalty: Annotated[
-        float | None,
-        typer.Option("--repeat-penalty", metavar="X", help=text("help.repeat_penalty")),
-    ] = None,
-    presence_penalty: Annotated[
-        float | None,
-        typer.Option("--presence-penalty", metavar="X", help=text("help.presence_penalty")),
-    ] = None,
-    frequency_penalty: Annotated[
-        float | None,
-        typer.Option("--frequency-penalty", metavar="X", help=text("help.frequency_penalty")),
-    ] = None,
-    repeat_last_n: Annotated[
-        int | None,
-        typer.Option("--repeat-last-n", metavar="N", help=text("help.repeat_last_n")),
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help=text("help.seed"))] = None,
+    top_n_sigma: Annotated[float | None, _number("help.top_n_sigma")] = None,
+    xtc_probability: Annotated[float | None, _number("help.xtc_probability")] = None,
+    xtc_threshold: Annotated[float | None, _number("help.xtc_threshold")] = None,
+    dynatemp_range: Annotated[float | None, _number("help.dynatemp_range")] = None,
+    dynatemp_exponent: Annotated[float | None, _number("help.dynatemp_exponent")] = None,
+    mirostat: Annotated[int | None, _number("help.mirostat")] = None,
+    mirostat_tau: Annotated[float | None, _number("help.mirostat_tau")] = None,
+    mirostat_eta: Annotated[float | None, _number("help.mirostat_eta")] = None,
+    seed: Annotated[int | None, _number("help.seed")] = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", metavar="TEXT", help=text("help.stop"))
     ] = None,
@@ -119,6 +131,19 @@ def run(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
         repeat_last_n=repeat_last_n,
+        dry_multiplier=dry_multiplier,
+        dry_base=dry_base,
+        dry_allowed_length=dry_allowed_length,
+        dry_penalty_last_n=dry_penalty_last_n,
+        dry_sequence_breakers=_breakers(dry_sequence_breaker),
+        top_n_sigma=top_n_sigma,
+        xtc_probability=xtc_probability,
+        xtc_threshold=xtc_threshold,
+        dynatemp_range=dynatemp_range,
+        dynatemp_exponent=dynatemp_exponent,
+        mirostat=mirostat,
+        mirostat_tau=mirostat_tau,
+        mirostat_eta=mirostat_eta,
         seed=seed,
         stop=tuple(stop) if stop else None,
         samplers=None if samplers is None else sampling_settings.parse("samplers", samplers),
@@ -165,6 +190,15 @@ def run(
 def given(**options: Any) -> dict[str, Any]:
     """The options that were given."""
     return {key: value for key, value in options.items() if value is not None}
+
+
+def _breakers(given_texts: list[str] | None) -> tuple[str, ...] | None:
+    """What --dry-sequence-breaker gives; a single "none" is no breaker at all."""
+    if not given_texts:
+        return None
+    if [given_text.lower() for given_text in given_texts] == ["none"]:
+        return ()
+    return tuple(t.replace("\\n", "\n").replace("\\t", "\t") for t in given_texts)
 
 
 def _is_question(argument: str) -> bool:

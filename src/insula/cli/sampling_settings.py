@@ -31,6 +31,11 @@ def _stops(value: str) -> tuple[str, ...]:
     return tuple(part for part in parts if part)
 
 
+def _breakers(value: str) -> tuple[str, ...]:
+    """As stop strings; "none" is an empty list."""
+    return () if value.lower() == "none" else _stops(value)
+
+
 #: What can be set, and how its text is read. "default" undoes a setting.
 SETTINGS: dict[str, Callable[[str], Any]] = {
     "temperature": float,
@@ -42,12 +47,26 @@ SETTINGS: dict[str, Callable[[str], Any]] = {
     "presence_penalty": float,
     "frequency_penalty": float,
     "repeat_last_n": int,
+    "dry_multiplier": float,
+    "dry_base": float,
+    "dry_allowed_length": int,
+    "dry_penalty_last_n": int,
+    "dry_sequence_breakers": _breakers,
+    "top_n_sigma": float,
+    "xtc_probability": float,
+    "xtc_threshold": float,
+    "dynatemp_range": float,
+    "dynatemp_exponent": float,
+    "mirostat": int,
+    "mirostat_tau": float,
+    "mirostat_eta": float,
     "seed": int,
     "max_tokens": int,
     "stop": _stops,
     "samplers": _names,
     "ignore_eos": _flag,
 }
+_LISTS = ("stop", "dry_sequence_breakers")  # of texts, which may hold spaces
 _DEFAULTS = {field.name: field for field in fields(SamplingParams)}
 
 
@@ -81,7 +100,7 @@ def effective(chosen: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for name in SETTINGS:
         value = getattr(built, name)
-        shown = ", ".join(map(repr, value)) if name == "stop" else _shown(value)
+        shown = ", ".join(map(repr, value)) or "-" if name in _LISTS else _shown(value)
         rows.append((name, shown + (" *" if chosen.get(name) is not None else "")))
     return rows
 

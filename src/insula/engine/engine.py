@@ -28,9 +28,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from insula.engine.breakers import BreakerTable
 from insula.engine.interrupts import HeldInterrupts
 from insula.engine.request import Request, Runner, Tokenizer
-from insula.engine.sampling import Sampler, draw_seed
+from insula.engine.sampling import Sampler, draw_seed, validate, wants_breakers
 from insula.engine.scheduler import Batch, Scheduler
 from insula.engine.sequence import EngineFacts, Output, Sequence
 from insula.errors import ConfigError, ContextOverflowError, EngineError, InsulaError
@@ -66,6 +67,7 @@ class Engine:
             raise ConfigError(f"n_ctx: found {n_ctx}; allowed: 1 to {capacity} with these pages")
         self.runner = runner
         self.tokenizer = tokenizer
+        self._breakers = BreakerTable(tokenizer)
         self.n_ctx = n_ctx
         self.n_vocab = runner.n_vocab
         self.name, self.reason = runner.engine, reason
@@ -160,7 +162,9 @@ class Engine:
         if params.ignore_eos:
             never = dict.fromkeys(self.tokenizer.eog_ids, float("-inf"))
             params = dataclasses.replace(params, logit_bias={**params.logit_bias, **never})
-        sampler = Sampler(params, n_vocab=self.n_vocab)
+        validate(params, n_vocab=self.n_vocab)
+        breakers = params.dry_sequence_breakers if wants_breakers(params) else ()
+        sampler = Sampler(params, n_vocab=self.n_vocab, breakers=self._breakers.find(breakers))
         # With no max_tokens at least one token must fit, or the request could do nothing.
         needed = len(ids) + (1 if params.max_tokens is None else params.max_tokens)
         if needed > limit:
@@ -314,7 +318,14 @@ class Engine:
             self.scheduler.finish(seq)
             output.finish(seq, "length", now)
             return
-        chosen = seq.sampler(logits_RV[row], seq.history, len(seq.ids), seq.seed)
+        chosen = seq.sampler(
+            logits_RV[row],
+            seq.history,
+            len(seq.ids),
+            seq.seed,
+            mirostat_mu=seq.mirostat_mu,
+        )
+        seq.mirostat_mu = chosen.mirostat_mu
         token_id = chosen.token_id
         if token_id in self.tokenizer.eog_ids and not params.ignore_eos:
             self.scheduler.finish(seq)

@@ -5,8 +5,9 @@ Owns the validation of `SamplingParams` and the bridge to the native samplers
 explains it. Refuses numbers outside their range, unknown or repeated sampler names, and logits
 that are not numbers.
 
-Invariants: a token depends on (logits, params, history, position, seed) and the mask alone. One
-uniform belongs to each position of a seed, so a request's tokens do not depend on what else runs.
+Invariants: a token depends on (logits, params, history, position, seed), the mask and, with
+mirostat, on its mu alone, which in turn depends on the request's earlier tokens alone. A uniform
+belongs to each position of a seed, so a request's tokens do not depend on what else runs.
 Log-probabilities are those of the raw logits, before bias, penalties, mask and temperature.
 """
 
@@ -33,6 +34,8 @@ MAX_SEED = 2**64 - 1
 MAX_NEW_TOKENS = 2**31 - 1
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 4096
+MAX_BREAKERS = 64
+MAX_BREAKER_BYTES = 40
 
 _NO_HISTORY = np.empty(0, dtype=np.int32)
 
@@ -50,19 +53,37 @@ class Sampled:
 
     logprob: natural log, raw distribution, float32 value; None unless params.logprobs was set.
     top: the params.logprobs likeliest (id, logprob), best first, ties by lower id.
+    mirostat_mu: what the request's next token is to be given; None where mirostat is off.
     """
 
     token_id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    mirostat_mu: float | None = None
 
 
 class Sampler:
     """One request's way of choosing tokens: validated once, then called per token."""
 
-    def __init__(self, params: SamplingParams, *, n_vocab: int | None = None) -> None:
-        """Raises ConfigError; see `validate`."""
+    def __init__(
+        self,
+        params: SamplingParams,
+        *,
+        n_vocab: int | None = None,
+        breakers: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """breakers: the dry_sequence_breakers as token ids (`breakers.BreakerTable`).
+
+        Raises ConfigError; see `validate`.
+        """
         validate(params, n_vocab=n_vocab)
+        if breakers is None:
+            if wants_breakers(params):
+                raise ConfigError(
+                    "dry_sequence_breakers: strings were given, but nothing that knows their "
+                    "tokens; give the ids, or no strings"
+                )
+            breakers = ()
         self.params = params
         self._logprobs = -1 if params.logprobs is None else int(params.logprobs)
         self._native = _native.Sampler(
@@ -75,6 +96,19 @@ class Sampler:
             presence_penalty=float(params.presence_penalty),
             frequency_penalty=float(params.frequency_penalty),
             repeat_last_n=min(int(params.repeat_last_n), 2**31),
+            dry_multiplier=float(params.dry_multiplier),
+            dry_base=float(params.dry_base),
+            dry_allowed_length=min(int(params.dry_allowed_length), 2**31),
+            dry_penalty_last_n=min(int(params.dry_penalty_last_n), 2**31),
+            dry_breakers=breakers,
+            top_n_sigma=float(params.top_n_sigma),
+            xtc_probability=float(params.xtc_probability),
+            xtc_threshold=float(params.xtc_threshold),
+            dynatemp_range=float(params.dynatemp_range),
+            dynatemp_exponent=float(params.dynatemp_exponent),
+            mirostat=int(params.mirostat),
+            mirostat_tau=float(params.mirostat_tau),
+            mirostat_eta=float(params.mirostat_eta),
             logit_bias=[(int(token), float(value)) for token, value in params.logit_bias.items()],
             samplers=list(params.samplers),
         )
@@ -86,34 +120,49 @@ class Sampler:
         position: int,
         seed: int,
         allowed: npt.NDArray[np.uint32] | None = None,
+        mirostat_mu: float | None = None,
     ) -> Sampled:
         """Choose one token.
 
         logits: float32 [n_vocab]. history: int32 [n], every token so far, prompt included, oldest
         first. position: of the token to be chosen. allowed: uint32 [ceil(n_vocab / 32)], the bit
-        id % 32 of word id // 32 set where a token may be chosen.
+        id % 32 of word id // 32 set where a token may be chosen. mirostat_mu: what the request's
+        last token was `Sampled` with; None at its start.
         Raises EngineError where there is nothing to choose or the logits are not numbers.
         """
-        status, token, logprob, top = self._native.sample(
-            logits, history, position, seed, allowed, self._logprobs
+        status, token, mu, logprob, top = self._native.sample(
+            logits, history, position, seed, self._mu(mirostat_mu), allowed, self._logprobs
         )
         if status:
             raise _failure(status, len(logits))
+        next_mu = mu if self.params.mirostat else None
         if self._logprobs < 0:
-            return Sampled(token_id=token)
-        return Sampled(token_id=token, logprob=logprob, top=tuple(top))
+            return Sampled(token_id=token, mirostat_mu=next_mu)
+        return Sampled(token_id=token, logprob=logprob, top=tuple(top), mirostat_mu=next_mu)
 
     def distribution(
         self,
         logits: npt.NDArray[np.float32],
         history: npt.NDArray[np.int32] = _NO_HISTORY,
         allowed: npt.NDArray[np.uint32] | None = None,
+        *,
+        position: int = 0,
+        seed: int = 0,
+        mirostat_mu: float | None = None,
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-        """The tokens that may be chosen, ids ascending, and the probability of each."""
-        status, ids, probabilities = self._native.distribution(logits, history, allowed)
+        """The tokens that may be chosen, ids ascending, and the probability of each.
+
+        position, seed: what XTC acts by, or not.
+        """
+        status, ids, probabilities = self._native.distribution(
+            logits, history, position, seed, self._mu(mirostat_mu), allowed
+        )
         if status:
             raise _failure(status, len(logits))
         return ids, probabilities
+
+    def _mu(self, mirostat_mu: float | None) -> float:
+        return 2.0 * float(self.params.mirostat_tau) if mirostat_mu is None else mirostat_mu
 
 
 # The last few params seen, by identity: a request passes the same frozen object for every token.
@@ -127,6 +176,7 @@ def sample(
     position: int,
     seed: int,
     allowed: npt.NDArray[np.uint32] | None = None,
+    mirostat_mu: float | None = None,
 ) -> Sampled:
     """Choose one token; see `Sampler.__call__` for the arguments. Raises ConfigError, EngineError.
 
@@ -138,7 +188,7 @@ def sample(
         if len(_recent) >= 64:
             _recent.clear()
         _recent[id(params)] = sampler
-    return sampler(logits, history, position, seed, allowed)
+    return sampler(logits, history, position, seed, allowed, mirostat_mu)
 
 
 def log_probabilities(
@@ -149,6 +199,12 @@ def log_probabilities(
     if status:
         raise _failure(status, len(logits))
     return logprob, tuple(likeliest)
+
+
+def wants_breakers(params: SamplingParams) -> bool:
+    """Whether DRY acts and has strings that end a repetition."""
+    acts = params.dry_multiplier > 0 and params.dry_penalty_last_n != 0 and "dry" in params.samplers
+    return acts and len(params.dry_sequence_breakers) > 0
 
 
 def draw_seed() -> int:
@@ -177,6 +233,16 @@ def validate(params: SamplingParams, *, n_vocab: int | None = None) -> None:
     for name in ("presence_penalty", "frequency_penalty"):
         _real(name, getattr(params, name), -100, 100, "-100 to 100; 0 is off")
     _integer("repeat_last_n", params.repeat_last_n, -1, None, "-1 (all), 0 (none) or a number")
+    _check_dry(params)
+    _real("top_n_sigma", params.top_n_sigma, -1, 100, "-1 or 0 (off) to 100")
+    _real("xtc_probability", params.xtc_probability, 0, 1, "0 (off) to 1")
+    _real("xtc_threshold", params.xtc_threshold, 0, 1, "0 to 1; above 0.5 is off")
+    _real("dynatemp_range", params.dynatemp_range, 0, 100, "0 (off) to 100")
+    _real("dynatemp_exponent", params.dynatemp_exponent, 0, 100, "0 to 100")
+    if not _is_integer(params.mirostat) or params.mirostat not in (0, 2):
+        raise _refuse("mirostat", params.mirostat, "0 (off) or 2")
+    _real("mirostat_tau", params.mirostat_tau, 0, 100, "0 to 100 (bits)")
+    _real("mirostat_eta", params.mirostat_eta, 0, 1, "0 to 1")
     if params.seed is not None:
         _integer("seed", params.seed, 0, MAX_SEED, "None, or 0 to 2^64 - 1")
     if params.max_tokens is not None:
@@ -190,6 +256,36 @@ def validate(params: SamplingParams, *, n_vocab: int | None = None) -> None:
     _check_samplers(params.samplers)
     _check_stop(params.stop)
     _check_bias(params.logit_bias, n_vocab)
+
+
+def _check_dry(params: SamplingParams) -> None:
+    _real("dry_multiplier", params.dry_multiplier, 0, 100, "0 (off) to 100")
+    _real("dry_base", params.dry_base, 1, 100, "1 to 100")
+    _integer("dry_allowed_length", params.dry_allowed_length, 0, None, "0 and up")
+    window = "-1 (all), 0 (none) or a number"
+    _integer("dry_penalty_last_n", params.dry_penalty_last_n, -1, None, window)
+    _check_breakers(params.dry_sequence_breakers)
+
+
+def _check_breakers(breakers: object) -> None:
+    option = "dry_sequence_breakers"
+    if isinstance(breakers, str) or not isinstance(breakers, Sequence):
+        raise _refuse(option, breakers, "a sequence of strings; put a single one in a list")
+    if len(breakers) > MAX_BREAKERS:
+        raise ConfigError(
+            f"{option}: {len(breakers)} strings were given; allowed: at most {MAX_BREAKERS}"
+        )
+    for text in breakers:
+        if not isinstance(text, str) or not 0 < _utf8_length(text) <= MAX_BREAKER_BYTES:
+            raise _refuse(option, text, f"strings of 1 to {MAX_BREAKER_BYTES} bytes in UTF-8")
+
+
+def _utf8_length(text: str) -> int:
+    """0 where UTF-8 cannot hold it."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return 0
 
 
 def _check_samplers(samplers: object) -> None:

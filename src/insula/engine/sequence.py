@@ -40,6 +40,7 @@ class Sequence:
         self.params = params
         self.sampler = sampler
         self.seed = seed
+        self.mirostat_mu: float | None = None  # goes on from token to token, as ids do
         self.limit = limit
         self.output = output
         self.ids = list(request.ids)

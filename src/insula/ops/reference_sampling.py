@@ -13,7 +13,7 @@ Every sampler takes x_V and returns a new x_V. Ties are always broken towards th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -43,10 +43,13 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
-def uniform_at(seed: int, position: int) -> float:
-    """The uniform in [0, 1) of a position: 53 bits, of which word 1 gives the high 26."""
+def uniform_at(seed: int, position: int, stream: int = 0) -> float:
+    """The uniform in [0, 1) of a position: 53 bits, of which word 1 gives the high 26.
+
+    stream: 0 for the token, 1 for XTC's coin.
+    """
     words = philox4x32(
-        (position & _MASK32, position >> 32, 0, 0), (seed & _MASK32, (seed >> 32) & _MASK32)
+        (position & _MASK32, position >> 32, stream, 0), (seed & _MASK32, (seed >> 32) & _MASK32)
     )
     return ((words[1] >> 6) << 27 | words[0] >> 5) * 2.0**-53
 
@@ -163,11 +166,119 @@ def min_p(x_V: F64, p: float, t: float = 1.0) -> F64:
     return x_V if p <= 0 else np.where(x_V >= x_V.max() + t * math.log(p), x_V, -np.inf)
 
 
+def dry(
+    x_V: F64,
+    history: npt.NDArray[np.int32],
+    *,
+    multiplier: float,
+    base: float,
+    allowed_length: int,
+    last_n: int,
+    breakers: Sequence[Sequence[int]] = (),
+    t: float = 1.0,
+) -> F64:
+    """DRY of p-e-w (https://github.com/oobabooga/text-generation-webui/pull/5677).
+
+    A token that once followed the context's last n tokens would carry on a repetition of n; of
+    several n the longest counts, up to the last sequence breaker. If n >= allowed_length,
+    y <- y - multiplier * base^(n - allowed_length), y = x / t. A token that is a breaker is spared.
+    Where several breakers begin at one place the longest counts, as in llama.cpp.
+    """
+    if multiplier <= 0 or last_n == 0:
+        return x_V
+    window = (history if last_n < 0 else history[-last_n:]).tolist()
+    known = [list(ids) for ids in breakers]
+    limit = len(window)
+    for start in reversed(range(len(window))):
+        fitting = [ids for ids in known if window[start : start + len(ids)] == ids]
+        if fitting:
+            limit = len(window) - start - max(map(len, fitting))
+            break
+    longest: dict[int, int] = {}
+    for at in range(1, len(window)):
+        n = 0
+        while n < min(at, limit) and window[at - 1 - n] == window[-1 - n]:
+            n += 1
+        longest[window[at]] = max(n, longest.get(window[at], 0))
+    out = x_V.copy()
+    for token, n in longest.items():
+        if n >= allowed_length and [token] not in known:
+            with np.errstate(over="ignore"):
+                loss = multiplier * np.power(np.float64(base), n - allowed_length)
+            out[token] -= min(float(loss), FLOAT_MAX) * t
+    return _to_float32(out)
+
+
+def top_n_sigma(x_V: F64, n: float) -> F64:
+    """Tang et al., "Top-nsigma: not all logits are you need" (arXiv:2411.07641).
+
+    x_i >= max x - n sigma, sigma the standard deviation of what is left.
+    """
+    if n <= 0:
+        return x_V
+    left = x_V[x_V > -np.inf]
+    return np.where(x_V >= left.max() - n * left.std(), x_V, -np.inf)
+
+
+def xtc(x_V: F64, threshold: float, t: float = 1.0) -> F64:
+    """Exclude top choices (p-e-w, https://github.com/oobabooga/text-generation-webui/pull/6335).
+
+    Of the tokens with p_i >= threshold the least likely stays, of equal ones the highest id. A
+    coin decides whether that happens at all; see `distribution`.
+    """
+    order = best_first(x_V)
+    above = order[softmax(x_V, t)[order] >= threshold]
+    out = x_V.copy()
+    out[above[:-1]] = -np.inf
+    return out
+
+
+def dynamic_temperature(
+    x_V: F64, temperature: float, spread: float, exponent: float, t: float = 1.0
+) -> float:
+    """Entropy-based temperature (kalomaze, https://github.com/ggml-org/llama.cpp/pull/4972).
+
+    From temperature - spread (not below 0) to temperature + spread, by (H / ln N)^exponent with H
+    the entropy of the N tokens that are left.
+    """
+    n_left = int((x_V > -np.inf).sum())
+    if spread <= 0 or n_left < 2:
+        return temperature
+    p_V = softmax(x_V, t)
+    below_V = _below_highest(x_V, t)
+    held = p_V > 0
+    surprise_V = np.log(np.exp(below_V).sum()) - below_V
+    share = min(float((p_V[held] * surprise_V[held]).sum()) / math.log(n_left), 1.0)
+    low = max(0.0, temperature - spread)
+    return float(low + (temperature + spread - low) * share**exponent)
+
+
+def mirostat(x_V: F64, mu: float, t: float = 1.0) -> F64:
+    """Mirostat 2 (Basu et al., arXiv:2007.14966; https://github.com/basusourya/mirostat).
+
+    The best token, and all with -log2 p_i <= mu, compared as logits.
+    """
+    highest = x_V.max()
+    log_total = math.log(np.exp(_below_highest(x_V, t)).sum())
+    threshold = min(highest, highest + t * (log_total - mu * math.log(2)))
+    return np.where(x_V >= threshold, x_V, -np.inf)
+
+
+def next_mu(p_V: F64, token: int, mu: float, *, tau: float, eta: float) -> float:
+    """mu after a token: mu - eta * (its surprise in bits - tau), under what it was drawn from."""
+    return mu - eta * (-math.log2(p_V[token]) - tau)
+
+
 def distribution(
     logits: npt.NDArray[np.float32],
     params: SamplingParams,
     history: npt.NDArray[np.int32],
     allowed: npt.NDArray[np.uint32] | None = None,
+    *,
+    breakers: Sequence[Sequence[int]] = (),
+    position: int = 0,
+    seed: int = 0,
+    mirostat_mu: float | None = None,
 ) -> F64:
     """The probabilities that the next token is drawn from, float64 [n_vocab]."""
     x_V = logit_bias(logits.astype(np.float64), params.logit_bias)
@@ -176,7 +287,9 @@ def distribution(
     greedy = params.temperature <= 0
     t = 1.0
     for name in params.samplers:
-        if greedy and name != "penalties":
+        if greedy and name not in ("penalties", "dry"):
+            continue
+        if params.mirostat == 2 and name not in ("penalties", "dry", "temperature"):
             continue
         match name:
             case "penalties":
@@ -189,6 +302,19 @@ def distribution(
                     repeat_last_n=params.repeat_last_n,
                     t=t,
                 )
+            case "dry":
+                x_V = dry(
+                    x_V,
+                    history,
+                    multiplier=params.dry_multiplier,
+                    base=params.dry_base,
+                    allowed_length=params.dry_allowed_length,
+                    last_n=params.dry_penalty_last_n,
+                    breakers=breakers,
+                    t=t,
+                )
+            case "top_n_sigma":
+                x_V = top_n_sigma(x_V, params.top_n_sigma)
             case "top_k":
                 x_V = top_k(x_V, params.top_k)
             case "typical_p":
@@ -197,12 +323,21 @@ def distribution(
                 x_V = top_p(x_V, params.top_p, t)
             case "min_p":
                 x_V = min_p(x_V, params.min_p, t)
+            case "xtc":
+                coin = uniform_at(seed, position, 1)
+                if coin < params.xtc_probability and params.xtc_threshold <= 0.5:
+                    x_V = xtc(x_V, params.xtc_threshold, t)
             case "temperature":
-                t = params.temperature
+                t = dynamic_temperature(
+                    x_V, params.temperature, params.dynatemp_range, params.dynatemp_exponent, t
+                )
     if greedy:
         p_V = np.zeros(len(x_V))
         p_V[best_first(x_V)[0]] = 1.0
         return p_V
+    if params.mirostat == 2:
+        mu = 2 * params.mirostat_tau if mirostat_mu is None else mirostat_mu
+        x_V = mirostat(x_V, mu, t)
     return softmax(x_V, t)
 
 

@@ -71,7 +71,8 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
         "xllamacpp",
         _COMMON | {"sampling", "gpu"},
         {
-            "sampling": "but seeds of more than 32 bits and a logit_bias of +inf",
+            "sampling": "but seeds of more than 32 bits, a logit_bias of +inf, and mirostat "
+            "with penalties, DRY or dynamic temperature",
             "logprobs": "but nan for a token that ends inside a character",
             "logits": "llama.cpp's handler gives distributions of generated tokens alone",
             "perplexity": "needs the logits of the prompt",

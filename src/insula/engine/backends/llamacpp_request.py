@@ -26,10 +26,13 @@ MAX_SEED = 0xFFFFFFFE
 
 _SAMPLERS = {
     "penalties": "penalties",
+    "dry": "dry",
+    "top_n_sigma": "top_n_sigma",
     "top_k": "top_k",
     "typical_p": "typ_p",
     "top_p": "top_p",
     "min_p": "min_p",
+    "xtc": "xtc",
     "temperature": "temperature",
 }
 assert set(_SAMPLERS) == set(DEFAULT_SAMPLERS)
@@ -70,7 +73,7 @@ def completion_request(
         "n_probs": max(1, params.logprobs or 0),
         "seed": seed,
         "samplers": samplers(params),
-        "temperature": _finite("temperature", params.temperature),
+        "temperature": _temperature(params),
         "top_k": min(params.top_k, _INT32_MAX),
         "top_p": _finite("top_p", params.top_p),
         "min_p": _finite("min_p", params.min_p),
@@ -78,7 +81,18 @@ def completion_request(
         "repeat_penalty": _finite("repeat_penalty", params.repeat_penalty),
         "presence_penalty": _finite("presence_penalty", params.presence_penalty),
         "frequency_penalty": _finite("frequency_penalty", params.frequency_penalty),
-        "repeat_last_n": min(params.repeat_last_n, _INT32_MAX),
+        "repeat_last_n": _window(params.repeat_last_n, len(ids) + max_tokens),
+        "dry_multiplier": _finite("dry_multiplier", params.dry_multiplier),
+        "dry_base": _finite("dry_base", params.dry_base),
+        "dry_allowed_length": min(params.dry_allowed_length, _INT32_MAX),
+        "dry_penalty_last_n": _window(params.dry_penalty_last_n, len(ids) + max_tokens),
+        **_breakers(params),
+        "top_n_sigma": _finite("top_n_sigma", params.top_n_sigma),
+        "xtc_probability": _finite("xtc_probability", params.xtc_probability),
+        "xtc_threshold": _finite("xtc_threshold", params.xtc_threshold),
+        "dynatemp_range": _finite("dynatemp_range", params.dynatemp_range),
+        "dynatemp_exponent": _finite("dynatemp_exponent", params.dynatemp_exponent),
+        **_mirostat(params),
         "logit_bias": [_bias(i, b) for i, b in biases.items()],
         "ignore_eos": params.ignore_eos,
     }
@@ -88,7 +102,7 @@ def samplers(params: SamplingParams) -> list[str]:
     """The order under llama.cpp's names. Greedy is llama.cpp's temperature sampler at 0.
 
     llama.cpp draws at random where that sampler is missing, and a truncating sampler ahead of
-    it could drop the highest logit (typical_p does), so greedy keeps the penalties alone.
+    it could drop the highest logit (typical_p does), so greedy keeps what penalizes alone.
     """
     unknown = [name for name in params.samplers if name not in _SAMPLERS]
     if unknown:
@@ -96,8 +110,54 @@ def samplers(params: SamplingParams) -> list[str]:
     if len(set(params.samplers)) != len(params.samplers):
         raise _cannot("samplers", list(params.samplers), "each sampler once")
     if params.temperature <= 0:
-        return [name for name in params.samplers if name == "penalties"] + ["temperature"]
+        return [n for n in params.samplers if n in ("penalties", "dry")] + ["temperature"]
     return [_SAMPLERS[name] for name in params.samplers]
+
+
+def _window(last_n: int, most: int) -> int:
+    """As many tokens as there can be where all are asked for.
+
+    llama.cpp allocates what it is told, and newer versions know no -1.
+    """
+    return most if last_n < 0 else min(last_n, most)
+
+
+def _temperature(params: SamplingParams) -> float:
+    """With mirostat llama.cpp divides by it whether or not the order has it."""
+    if params.mirostat and params.temperature > 0 and "temperature" not in params.samplers:
+        return 1.0
+    return _finite("temperature", params.temperature)
+
+
+def _breakers(params: SamplingParams) -> dict[str, list[str]]:
+    """The handler takes no empty list, and reads a missing one as its own default."""
+    if params.dry_sequence_breakers:
+        return {"dry_sequence_breakers": list(params.dry_sequence_breakers)}
+    if params.dry_multiplier > 0 and "dry" in params.samplers:
+        raise _cannot("dry_sequence_breakers", (), "at least one where dry_multiplier is set")
+    return {}
+
+
+def _mirostat(params: SamplingParams) -> dict[str, Any]:
+    """llama.cpp's mirostat leaves everything out but a fixed temperature."""
+    acts = params.mirostat == 2 and params.temperature > 0
+    if acts:
+        penalizes = (
+            params.repeat_penalty != 1 or params.presence_penalty or params.frequency_penalty
+        )
+        for name, used in (
+            ("penalties", penalizes and params.repeat_last_n),
+            ("dry", params.dry_multiplier > 0 and params.dry_penalty_last_n),
+            ("temperature", params.dynatemp_range > 0),
+        ):
+            if used and name in params.samplers:
+                other = "dynatemp_range" if name == "temperature" else name
+                raise _cannot("mirostat", params.mirostat, f"it only without {other}")
+    return {
+        "mirostat": params.mirostat if acts else 0,
+        "mirostat_tau": _finite("mirostat_tau", params.mirostat_tau),
+        "mirostat_eta": _finite("mirostat_eta", params.mirostat_eta),
+    }
 
 
 def _bias(token_id: int, bias: float) -> list[Any]:
