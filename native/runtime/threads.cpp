@@ -52,7 +52,14 @@ long process() { return 0; }
 long process() { return static_cast<long>(getpid()); }
 #endif
 
-void prefetch(const uint8_t *p) { __builtin_prefetch(p, 0, 2); }
+// As an instruction: GCC takes a function that only prefetches for one without effect.
+#if defined(__x86_64__)
+void prefetch(const uint8_t *p) { __asm__ volatile("prefetcht1 %0" ::"m"(*p)); }
+#elif defined(__aarch64__)
+void prefetch(const uint8_t *p) { __asm__ volatile("prfm pldl2keep, [%0]" ::"r"(p)); }
+#else
+void prefetch(const uint8_t *) {}
+#endif
 
 } // namespace
 
