@@ -62,6 +62,16 @@ static std::vector<uint8_t> random_file(Layout l, int N, int K) {
     case Layout::Q6_K:
       half(at + 208, 0.01f);
       break;
+    case Layout::Q2_K:
+      half(at + 80, 0.05f);
+      half(at + 82, 0.05f);
+      break;
+    case Layout::Q3_K:
+      half(at + 108, 0.01f);
+      break;
+    case Layout::MXFP4: // up to 2^-120 and 2^120 it would drown the other blocks
+      out[at] = static_cast<uint8_t>(120 + rng() % 8);
+      break;
     default:
       half(at, 0.1f);
       break;
