@@ -103,11 +103,12 @@ float fit_iq4(const float *x, const float *w) {
     }
     const float sum_l2 = sum_lanes(lanes_l2);
     const float sum_xl = sum_lanes(lanes_xl);
-    if (sum_l2 > 0 && sum_xl * sum_xl > best_gain * sum_l2) {
+    if (sum_l2 > 0 && sum_xl * sum_xl > best_gain * kBetter * sum_l2) {
       best_scale = sum_xl / sum_l2;
       best_gain = best_scale * sum_xl;
     }
   };
+  look_at(-127.0f / largest); // the plain scale first, so that a tie keeps it
   for (const float end : {-127.0f, 113.0f}) {
     for (int t = -7; t <= 7; ++t) {
       look_at((end + static_cast<float>(t)) / largest);

@@ -50,7 +50,7 @@ bool quantize_q3_k(const float *src, std::uint8_t *dst, std::size_t n, const flo
     for (int g = 0; g < 16; ++g) {
       const int at = 16 * g;
       group_weights<16>(x + at, importance ? importance + i + at : nullptr, super_square, w + at);
-      scales[g] = fit_symmetric<16>(x + at, w + at, 4, q + at);
+      scales[g] = fit_symmetric<16>(x + at, w + at, 4, q + at, kBetter);
       largest = std::fabs(scales[g]) > std::fabs(largest) ? scales[g] : largest;
     }
     block->d = unit(largest / -32.0f);
