@@ -184,10 +184,11 @@ def test_rows_that_256_does_not_divide(tmp_path: Path) -> None:
         ("Q6_K", "Q6_K", "Q8_0", "Q8_0"),
         ("Q3_K_S", "Q3_K", "Q4_0", "Q4_0"),
         ("IQ4_XS", "IQ4_XS", "IQ4_NL", "IQ4_NL"),
+        ("IQ4_NL", "IQ4_NL", "IQ4_NL", "IQ4_NL"),
     ]:
         report = quantize_file(source, tmp_path / "out.gguf", name, overwrite=True)
         found = types(tmp_path / "out.gguf")
-        assert found["token_embd.weight"] == "Q8_0"
+        assert found["token_embd.weight"] == "Q8_0"  # Q6_K, which falls back
         assert found["blk.1.attn_q.weight"] == fallback
         assert found["blk.0.attn_v.weight"] == more
         assert found["blk.1.ffn_down.weight"] == base  # rows of 256

@@ -137,6 +137,11 @@ class Mix:
         """The type most tensors get."""
         return self._wanted.base
 
+    def falls_back(self, info: TensorInfo) -> bool:
+        """Whether a tensor's rows do not divide into blocks of the type that the mix wants."""
+        kind = self._wanted.base if self._pure else self._mixed(info)
+        return info.shape[-1] % kind.block_size != 0
+
     def type_of(self, info: TensorInfo) -> T:
         """The type that a tensor to be quantized gets."""
         kind = self._wanted.base if self._pure else self._mixed(info)
