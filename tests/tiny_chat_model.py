@@ -22,7 +22,13 @@ SPECIAL = ["<|start|>", "<|end|>"]
 
 
 def write_tiny(
-    path: Path, *, template: str | None = TEMPLATE, name: str = "Tiny", context: int = CONTEXT
+    path: Path,
+    *,
+    template: str | None = TEMPLATE,
+    name: str = "Tiny",
+    context: int = CONTEXT,
+    width: int = WIDTH,
+    hidden: int = HIDDEN,
 ) -> Path:
     """Write the model to `path`."""
     tokens = [*SPECIAL, *byte_alphabet(), *("".join(merge.split(" ")) for merge in MERGES)]
@@ -35,11 +41,11 @@ def write_tiny(
     for key, value in {
         "block_count": LAYERS,
         "context_length": context,
-        "embedding_length": WIDTH,
-        "feed_forward_length": HIDDEN,
+        "embedding_length": width,
+        "feed_forward_length": hidden,
         "attention.head_count": HEADS,
         "attention.head_count_kv": HEADS // 2,
-        "rope.dimension_count": WIDTH // HEADS,
+        "rope.dimension_count": width // HEADS,
         "vocab_size": len(tokens),
     }.items():
         writer.add(f"llama.{key}", value)
@@ -55,25 +61,26 @@ def write_tiny(
     if template is not None:
         writer.add("tokenizer.chat_template", template)
     random = np.random.default_rng(5)
+    spread = 0.15 * (WIDTH / width) ** 0.5
 
     def weight(name: str, *shape: int) -> None:
-        values = random.normal(0, 0.15, shape).astype(np.float32)
+        values = random.normal(0, spread, shape).astype(np.float32)
         writer.add_tensor(name, values, GGMLType.F32)
 
-    weight("token_embd.weight", len(tokens), WIDTH)
-    half = WIDTH // 2
+    weight("token_embd.weight", len(tokens), width)
+    half = width // 2
     for layer in range(LAYERS):
         block = f"blk.{layer}"
         for norm in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"{block}.{norm}.weight", np.ones(WIDTH, np.float32), GGMLType.F32)
-        weight(f"{block}.attn_q.weight", WIDTH, WIDTH)
-        weight(f"{block}.attn_k.weight", half, WIDTH)
-        weight(f"{block}.attn_v.weight", half, WIDTH)
-        weight(f"{block}.attn_output.weight", WIDTH, WIDTH)
-        weight(f"{block}.ffn_gate.weight", HIDDEN, WIDTH)
-        weight(f"{block}.ffn_up.weight", HIDDEN, WIDTH)
-        weight(f"{block}.ffn_down.weight", WIDTH, HIDDEN)
-    writer.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32), GGMLType.F32)
-    weight("output.weight", len(tokens), WIDTH)
+            writer.add_tensor(f"{block}.{norm}.weight", np.ones(width, np.float32), GGMLType.F32)
+        weight(f"{block}.attn_q.weight", width, width)
+        weight(f"{block}.attn_k.weight", half, width)
+        weight(f"{block}.attn_v.weight", half, width)
+        weight(f"{block}.attn_output.weight", width, width)
+        weight(f"{block}.ffn_gate.weight", hidden, width)
+        weight(f"{block}.ffn_up.weight", hidden, width)
+        weight(f"{block}.ffn_down.weight", width, hidden)
+    writer.add_tensor("output_norm.weight", np.ones(width, np.float32), GGMLType.F32)
+    weight("output.weight", len(tokens), width)
     writer.write()
     return path

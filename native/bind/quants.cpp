@@ -58,9 +58,6 @@ auto quantize(std::int32_t type_id, Matrix x, std::optional<Vector> importance, 
   const auto format = format_of(type_id);
   const std::size_t rows = x.shape(0);
   const std::size_t cols = x.shape(1);
-  if (format.quantize == nullptr) {
-    throw nb::value_error((std::string("nothing is quantized to ") + format.name).c_str());
-  }
   if (cols % format.block_size != 0) {
     throw nb::value_error(("rows of " + std::to_string(cols) + " do not divide into " +
                            format.name + " blocks of " + std::to_string(format.block_size))
@@ -103,6 +100,6 @@ void bind_quants(nb::module_ &m) {
   m.def("quantize", &quantize, "type_id"_a, "x"_a, "importance"_a = nb::none(), "threads"_a = 0,
         "float32[rows, cols] as blocks of a ggml type, uint8[nbytes].\n\n"
         "importance: float32[cols] weights of the columns' errors, or None.\n"
-        "ValueError if the type has no quantizer, cols does not divide into its blocks, or a\n"
+        "ValueError if the type is not known, cols does not divide into its blocks, or a\n"
         "row holds values that are not finite or too large for the format.");
 }

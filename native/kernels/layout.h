@@ -8,14 +8,35 @@
 //   v*64 + r*4 + i   low nibble: k = 4v+i, high nibble: k = S/2+4v+i   (S: sub-block length)
 //   fifth bits       byte r*4+i, bit g: bit 4 of k = 4g+i               (32 k at a time)
 //   sixth bits       byte r*4+i, bits 2g,2g+1: g = 0..3 for (v0 low, v0 high, v1 low, v1 high)
+//   two bits         byte r*4+i, bits 2g,2g+1: k = 4g+i (16 k at a time)
+//   third bits       as the fifth ones: two sub-blocks of 16 share a vector
+//
+// Formats with a codebook keep their four-bit codes; the kernels look the values up in registers.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
 namespace insula {
 
-enum class Layout : uint8_t { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K };
-inline constexpr int kLayouts = 11;
+enum class Layout : uint8_t {
+  F32,
+  F16,
+  BF16,
+  Q4_0,
+  Q4_1,
+  Q5_0,
+  Q5_1,
+  Q8_0,
+  IQ4_NL,
+  MXFP4,
+  Q2_K,
+  Q3_K,
+  Q4_K,
+  Q5_K,
+  Q6_K,
+  IQ4_XS
+};
+inline constexpr int kLayouts = 16;
 inline constexpr int kPanel = 16;
 
 enum class ActForm : uint8_t { F32, A32, A256 };
@@ -31,12 +52,22 @@ struct LayoutInfo {
 };
 
 constexpr LayoutInfo kLayoutInfo[kLayouts] = {
-    {"F32", 0, 1, 4, 64, 0, ActForm::F32},           {"F16", 1, 1, 2, 32, 0, ActForm::F32},
-    {"BF16", 30, 1, 2, 32, 0, ActForm::F32},         {"Q4_0", 2, 32, 18, 256, 32, ActForm::A32},
-    {"Q4_1", 3, 32, 20, 320, 0, ActForm::A32},       {"Q5_0", 6, 32, 22, 320, 32, ActForm::A32},
-    {"Q5_1", 7, 32, 24, 384, 0, ActForm::A32},       {"Q8_0", 8, 32, 34, 512, 32, ActForm::A32},
-    {"Q4_K", 12, 256, 144, 2368, 0, ActForm::A256},  {"Q5_K", 13, 256, 176, 2880, 0, ActForm::A256},
+    {"F32", 0, 1, 4, 64, 0, ActForm::F32},
+    {"F16", 1, 1, 2, 32, 0, ActForm::F32},
+    {"BF16", 30, 1, 2, 32, 0, ActForm::F32},
+    {"Q4_0", 2, 32, 18, 256, 32, ActForm::A32},
+    {"Q4_1", 3, 32, 20, 320, 0, ActForm::A32},
+    {"Q5_0", 6, 32, 22, 320, 32, ActForm::A32},
+    {"Q5_1", 7, 32, 24, 384, 0, ActForm::A32},
+    {"Q8_0", 8, 32, 34, 512, 32, ActForm::A32},
+    {"IQ4_NL", 20, 32, 18, 256, 32, ActForm::A32},
+    {"MXFP4", 39, 32, 17, 256, 16, ActForm::A32},
+    {"Q2_K", 10, 256, 84, 1344, 0, ActForm::A256},
+    {"Q3_K", 11, 256, 110, 1792, 32, ActForm::A256},
+    {"Q4_K", 12, 256, 144, 2368, 0, ActForm::A256},
+    {"Q5_K", 13, 256, 176, 2880, 0, ActForm::A256},
     {"Q6_K", 14, 256, 210, 3328, 32, ActForm::A256},
+    {"IQ4_XS", 23, 256, 136, 2176, 32, ActForm::A256},
 };
 
 inline const LayoutInfo &info(Layout l) { return kLayoutInfo[static_cast<int>(l)]; }

@@ -3,10 +3,13 @@
 // The order of float operations is fixed per format and independent of M:
 //   formats of 32, symmetric:  acc = fma(float(dot - zero*sum), D*d, acc)
 //   formats of 32 with a min:  acc = fma(d, fma(D, float(dot), Min*float(sum)), acc)
-//   Q4_K, Q5_K:  acc = fma(d, D*float(s) - DMin*float(mins), acc)   (one rounding for the fms)
-//   Q6_K:        acc = fma(d*D, float(s - 32*mins), acc)
+//   256 with mins (Q2_K, Q4_K, Q5_K):
+//                acc = fma(d, D*float(s) - DMin*float(mins), acc)   (one rounding for the fms)
+//   256 without (Q3_K, Q6_K, IQ4_XS):  acc = fma(d*D, float(s - zero*mins), acc)
 //   float formats: acc = fma(x[k], w[k], acc), k ascending
 // D, DMin, Min are the weight block's, d the activation block's; dot, s, mins, sum exact integers.
+#include "../quants/codebooks.h"
+
 #define INSULA_INLINE inline __attribute__((always_inline))
 
 namespace {
@@ -35,13 +38,72 @@ template <Layout L> constexpr int fifth_kind() { // 0: four bits, 1: a fifth, 2:
          : L == Layout::Q6_K                                         ? 2
                                                                      : 0;
 }
+template <Layout L> constexpr bool two_bits() { return L == Layout::Q2_K || L == Layout::Q3_K; }
 template <Layout L> constexpr int umax() {
-  return fifth_kind<L>() == 1 ? 31 : fifth_kind<L>() == 2 ? 63 : 15;
+  return fifth_kind<L>() == 1   ? 31
+         : fifth_kind<L>() == 2 ? 63
+         : L == Layout::Q2_K    ? 3
+         : L == Layout::Q3_K    ? 7
+         : L == Layout::MXFP4   ? 24
+                                : 15;
 }
 
-// The two groups of 4 k that share a vector of nibbles; `w` at the sub-block, `h` at its high bits.
-template <Layout L, int v>
+// The codebook of ggml's IQ4 fills an int8: its values go the way of Q8_0's quants, shifted by
+// V::s8_bias where a dot wants unsigned weights. MXFP4's become unsigned with a shift of 12.
+template <Layout L> constexpr bool iq4() { return L == Layout::IQ4_NL || L == Layout::IQ4_XS; }
+template <Layout L> constexpr bool codebook() { return iq4<L>() || L == Layout::MXFP4; }
+struct Codebook {
+  alignas(16) uint8_t value[16];
+};
+template <Layout L> constexpr Codebook make_codebook() {
+  Codebook c{};
+  for (int i = 0; i < 16; ++i)
+    c.value[i] = static_cast<uint8_t>(iq4<L>() ? insula::quants::kIQ4[i] + V::s8_bias
+                                               : insula::quants::kMXFP4[i] + 12);
+  return c;
+}
+template <Layout L> constexpr Codebook kCodebook = make_codebook<L>();
+
+// What a stored quant is too large by in a format of 32 without mins.
+template <Layout L> constexpr int zero_32() {
+  return L == Layout::Q4_0 ? 8 : L == Layout::Q5_0 ? 16 : L == Layout::MXFP4 ? 12 : V::s8_bias;
+}
+
+// A panel's block of 256: sub-blocks of S, where their quants, high bits and scales lie, and the
+// power of two that stored quants are too large by (-1: none).
+template <Layout L> struct Super {
+  static constexpr bool mins = L == Layout::Q2_K || L == Layout::Q4_K || L == Layout::Q5_K;
+  static constexpr int S = two_bits<L>() || L == Layout::Q6_K ? 16 : 32;
+  static constexpr int subs = 256 / S;
+  static constexpr int quants = two_bits<L>() ? 64 : 8 * S; // bytes of a sub-block
+  static constexpr int high = two_bits<L>() ? 1024 : 2048;
+  static constexpr int meta = L == Layout::Q2_K   ? 1024
+                              : L == Layout::Q3_K ? 1536
+                              : L == Layout::Q5_K ? 2560
+                              : L == Layout::Q6_K ? 3072
+                                                  : 2048;
+  static constexpr int zero_shift = L == Layout::Q3_K               ? 2
+                                    : L == Layout::Q6_K             ? 5
+                                    : iq4<L>() && V::s8_bias == 128 ? 7
+                                                                    : -1;
+  static constexpr int together = L == Layout::Q3_K ? 2 : 1; // sub-blocks that share high bits
+};
+
+// The two groups of 4 k that share a vector of nibbles; `w` at the sub-block, `h` at its high bits,
+// which two sub-blocks of Q3_K share: `odd` for the second.
+template <Layout L, int v, int odd = 0>
 INSULA_INLINE void groups(const uint8_t *w, const uint8_t *h, V::B &lo, V::B &hi) {
+  if constexpr (two_bits<L>()) {
+    V::B q = V::loadb(w);
+    lo = V::masked(V::template shift<-2 * v>(q), 3);
+    hi = V::masked(V::template shift<-2 * v - 4>(q), 3);
+    if constexpr (L == Layout::Q3_K) {
+      V::B b = V::loadb(h);
+      lo = V::or_masked(lo, V::template shift<2 - 4 * odd - v>(b), 4);
+      hi = V::or_masked(hi, V::template shift<-4 * odd - v>(b), 4);
+    }
+    return;
+  }
   V::B q = V::loadb(w + v * 64);
   lo = V::low4(q);
   hi = V::high4(q);
@@ -53,25 +115,36 @@ INSULA_INLINE void groups(const uint8_t *w, const uint8_t *h, V::B &lo, V::B &hi
     V::B b = V::loadb(h);
     lo = V::or_masked(lo, V::template shift<4 - 4 * v>(b), 0x30);
     hi = V::or_masked(hi, V::template shift<2 - 4 * v>(b), 0x30);
+  } else if constexpr (codebook<L>()) {
+    const V::B t = V::table(kCodebook<L>.value);
+    lo = V::lookup(t, lo);
+    hi = V::lookup(t, hi);
   }
 }
 
+template <Layout L> INSULA_INLINE V::D dot(V::D d, V::B w, const uint32_t *x) {
+  if constexpr (iq4<L>())
+    return V::dot_s8(d, w, x);
+  else
+    return V::dot(d, w, x);
+}
+
 // Dots of one sub-block of S k for M rows; `sink` takes the accumulators whenever they are full.
-template <Layout L, int S, int M, int R, class Sink>
+template <Layout L, int S, int M, int R, int odd = 0, class Sink>
 INSULA_INLINE void dots(const uint8_t *w, const uint8_t *h, const uint32_t *x, Sink &&sink) {
-  constexpr int kDefer = V::defer(umax<L>());
+  constexpr int kDefer = V::defer(iq4<L>() ? 127 : umax<L>());
   V::D d[M];
   for (int m = 0; m < M; ++m)
     d[m] = V::dzero();
   unroll<S / 8>([&](auto vc) __attribute__((always_inline)) {
     constexpr int v = decltype(vc)::value;
     V::B lo, hi;
-    groups<L, v>(w, h, lo, hi);
+    groups<L, v, odd>(w, h, lo, hi);
     for (int m = 0; m < M; ++m) {
-      d[m] = V::dot(d[m], lo, x + v * R + m);
+      d[m] = dot<L>(d[m], lo, x + v * R + m);
       if constexpr (kDefer == 1)
         sink(m, d[m]), d[m] = V::dzero();
-      d[m] = V::dot(d[m], hi, x + (S / 8 + v) * R + m);
+      d[m] = dot<L>(d[m], hi, x + (S / 8 + v) * R + m);
     }
     constexpr int done = 2 * (v + 1);
     if constexpr (kDefer == 1 || done % kDefer == 0 || done == S / 4)
@@ -129,7 +202,8 @@ void matmul_32(const uint8_t *panel, size_t K, const Acts &a, float *out) {
           for (size_t p = 0; p < each; p += 64)
             V::prefetch(next + p);
           if constexpr (li.scale_bytes != 0)
-            V::prefetch(scales + insula::panel_bytes(L, K) + b * 32);
+            V::prefetch(scales + insula::panel_bytes(L, K) +
+                        b * static_cast<size_t>(li.scale_bytes));
         }
         V::I s[M];
         if constexpr (L == Layout::Q8_0) {
@@ -152,8 +226,13 @@ void matmul_32(const uint8_t *panel, size_t K, const Acts &a, float *out) {
             acc[m] = V::fma(V::set1(xd[m]), t, acc[m]);
           }
         } else {
-          constexpr int zero = L == Layout::Q4_0 ? 8 : L == Layout::Q5_0 ? 16 : V::s8_bias;
-          V::F D = V::load_h(reinterpret_cast<const uint16_t *>(scales + b * 32) + h * V::W);
+          constexpr int zero = zero_32<L>();
+          const uint8_t *sp = scales + b * static_cast<size_t>(li.scale_bytes);
+          V::F D;
+          if constexpr (L == Layout::MXFP4)
+            D = V::load_e8m0(sp + h * V::W);
+          else
+            D = V::load_h(reinterpret_cast<const uint16_t *>(sp) + h * V::W);
           for (int m = 0; m < M; ++m) {
             V::I t = s[m];
             if constexpr (zero != 0)
@@ -171,9 +250,8 @@ void matmul_32(const uint8_t *panel, size_t K, const Acts &a, float *out) {
 template <Layout L, int M, int R>
 void matmul_256(const uint8_t *panel, size_t K, const Acts &a, float *out) {
   constexpr auto &li = insula::kLayoutInfo[static_cast<int>(L)];
-  constexpr int S = L == Layout::Q6_K ? 16 : 32, kSubs = 256 / S;
-  constexpr int kNibbles = 4 * S * 2, kHigh = 2048, kHighStep = 64;
-  constexpr int kMeta = L == Layout::Q4_K ? 2048 : L == Layout::Q5_K ? 2560 : 3072;
+  using P = Super<L>;
+  constexpr int S = P::S, kSubs = P::subs, kMeta = P::meta, kTogether = P::together;
   const size_t blocks = K / 256;
   const uint8_t *scales = panel + blocks * static_cast<size_t>(li.main_bytes);
   for (int i = 0; i < M * kPanel; ++i)
@@ -184,7 +262,7 @@ void matmul_256(const uint8_t *panel, size_t K, const Acts &a, float *out) {
       V::I s[M];
       for (int m = 0; m < M; ++m)
         s[m] = V::izero();
-      for (int j = 0; j < kSubs; ++j) {
+      auto sub_block = [&](int j, auto oddc) __attribute__((always_inline)) {
         if (M <= kPrefetchRows) {
           constexpr int lines = (li.main_bytes + 63) / 64, steps = kSubs * H;
           const int i = h * kSubs + j;
@@ -196,28 +274,34 @@ void matmul_256(const uint8_t *panel, size_t K, const Acts &a, float *out) {
         const uint32_t *x = a.q + (b * 64 + static_cast<size_t>(j * S / 4)) * R;
         const uint8_t *sp = w + kMeta + 16 * j + h * V::W;
         V::Sc sc;
-        if constexpr (L == Layout::Q6_K)
-          sc = V::scale_s8(sp);
-        else
+        if constexpr (L == Layout::Q2_K)
+          sc = V::scale_low4(sp);
+        else if constexpr (P::mins)
           sc = V::scale_u8(sp);
-        dots<L, S, M, R>(w + j * kNibbles + h * V::W * 4, w + kHigh + j * kHighStep + h * V::W * 4,
-                         x, [&](int m, V::D d) __attribute__((always_inline)) {
-                           s[m] = V::scale_add(s[m], d, sc);
-                         });
-      }
+        else
+          sc = V::scale_s8(sp);
+        dots<L, S, M, R, decltype(oddc)::value>(w + j * P::quants + h * V::W * 4,
+                                                w + P::high + j / kTogether * 64 + h * V::W * 4, x,
+                                                [&](int m, V::D d) __attribute__((always_inline)) {
+                                                  s[m] = V::scale_add(s[m], d, sc);
+                                                });
+      };
+      for (int j = 0; j < kSubs; j += kTogether)
+        unroll<kTogether>([&](auto oddc) __attribute__((always_inline)) {
+          sub_block(j + decltype(oddc)::value, oddc);
+        });
       V::I mi[M];
       for (int m = 0; m < M; ++m)
         mi[m] = V::izero();
-      for (int p = 0; p < kSubs / 2; ++p) {
+      for (int p = 0; p < (P::mins || P::zero_shift >= 0 ? kSubs / 2 : 0); ++p) {
         V::P16 pr;
-        size_t first;
-        if constexpr (L == Layout::Q6_K) {
-          pr = V::pairs_s8(w + kMeta + 32 * p + h * V::W);
-          first = static_cast<size_t>(p);
-        } else {
+        if constexpr (L == Layout::Q2_K)
+          pr = V::pairs_high4(w + kMeta + 32 * p + h * V::W);
+        else if constexpr (P::mins)
           pr = V::pairs_u8(w + kMeta + 128 + 32 * p + h * V::W);
-          first = static_cast<size_t>(8 + p);
-        }
+        else
+          pr = V::pairs_s8(w + kMeta + 32 * p + h * V::W);
+        const size_t first = static_cast<size_t>(S == 16 ? p : 8 + p);
         for (int m = 0; m < M; ++m)
           mi[m] = V::madd16(mi[m], pr,
                             a.sums + (b * insula::kSums256 + first) * R + static_cast<size_t>(m));
@@ -225,9 +309,12 @@ void matmul_256(const uint8_t *panel, size_t K, const Acts &a, float *out) {
       for (int m = 0; m < M; ++m) {
         float *o = out + m * kPanel + h * V::W;
         V::F d = V::set1(a.d[b * R + static_cast<size_t>(m)]), acc = V::loadf(o);
-        if constexpr (L == Layout::Q6_K) {
+        if constexpr (!P::mins) {
           V::F D = V::load_h(reinterpret_cast<const uint16_t *>(scales + b * 32) + h * V::W);
-          acc = V::fma(V::mul(d, D), V::cvt(V::isub(s[m], V::template isll<5>(mi[m]))), acc);
+          V::I t = s[m];
+          if constexpr (P::zero_shift >= 0)
+            t = V::isub(t, V::template isll<P::zero_shift>(mi[m]));
+          acc = V::fma(V::mul(d, D), V::cvt(t), acc);
         } else {
           const uint16_t *dp = reinterpret_cast<const uint16_t *>(w + kMeta + 256) + h * V::W;
           V::F t =
@@ -290,6 +377,16 @@ void matmul_rows(Layout l, const uint8_t *w, size_t K, const Acts &a, float *out
     return matmul_32<Layout::Q5_1, M, R>(w, K, a, out);
   case Layout::Q8_0:
     return matmul_32<Layout::Q8_0, M, R>(w, K, a, out);
+  case Layout::IQ4_NL:
+    return matmul_32<Layout::IQ4_NL, M, R>(w, K, a, out);
+  case Layout::MXFP4:
+    return matmul_32<Layout::MXFP4, M, R>(w, K, a, out);
+  case Layout::Q2_K:
+    return matmul_256<Layout::Q2_K, M, R>(w, K, a, out);
+  case Layout::Q3_K:
+    return matmul_256<Layout::Q3_K, M, R>(w, K, a, out);
+  case Layout::IQ4_XS:
+    return matmul_256<Layout::IQ4_XS, M, R>(w, K, a, out);
   case Layout::Q4_K:
     return matmul_256<Layout::Q4_K, M, R>(w, K, a, out);
   case Layout::Q5_K:

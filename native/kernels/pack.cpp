@@ -4,6 +4,8 @@
 
 #include "layout.h"
 
+#include "../quants/blocks.h"
+
 namespace insula {
 namespace {
 
@@ -72,6 +74,61 @@ void pack_k45(bool five, const uint8_t *s, int r, uint8_t *w) {
   }
 }
 
+// Two bits of 256 elements in the file's order (32 bytes hold 128: bits 2k,2k+1 are elements
+// 32k..32k+31) as bytes.
+void file_crumbs(const uint8_t *qs, uint8_t *q) {
+  for (int k = 0; k < 256; ++k)
+    q[k] = qs[k / 128 * 32 + k % 32] >> (k % 128 / 32 * 2) & 3;
+}
+
+// Two bits of sixteen elements in the packed order: one word per row.
+uint32_t crumbs(const uint8_t *q) {
+  uint32_t out = 0;
+  for (int g = 0; g < 4; ++g)
+    out |= load32(q + 4 * g) << (2 * g);
+  return out;
+}
+
+void pack_q2(const uint8_t *s, int r, uint8_t *w) {
+  // scales[16] (low nibble: scale, high nibble: min), qs[64], d, dmin.
+  uint8_t q[256];
+  file_crumbs(s + 16, q);
+  for (int j = 0; j < 16; ++j) {
+    store32(w + 64 * j + 4 * r, crumbs(q + 16 * j));
+    w[1024 + 16 * j + r] = s[j];
+  }
+  put_half(w + 1280, r, s + 80);
+  put_half(w + 1312, r, s + 82);
+}
+
+void pack_q3(const uint8_t *s, int r, uint8_t *w, uint8_t *scale) {
+  // hmask[32] (bit k of byte j: the third bit of element 32k + j), qs[64], scales[12], d.
+  uint8_t q[256];
+  file_crumbs(s + 32, q);
+  for (int j = 0; j < 16; ++j) {
+    store32(w + 64 * j + 4 * r, crumbs(q + 16 * j));
+    w[1536 + 16 * j + r] = static_cast<uint8_t>(quants::unpack_q3_scale(s + 96, j));
+  }
+  for (int p = 0; p < 8; ++p) {
+    uint32_t out = 0;
+    for (int g = 0; g < 8; ++g)
+      out |= (load32(s + 4 * g) >> p & kOnes) << g;
+    store32(w + 1024 + 64 * p + 4 * r, out);
+  }
+  put_half(scale, r, s + 108);
+}
+
+void pack_iq4_xs(const uint8_t *s, int r, uint8_t *w, uint8_t *scale) {
+  // d, scales_h[2], scales_l[4], qs[128].
+  for (int j = 0; j < 8; ++j) {
+    for (int v = 0; v < 4; ++v)
+      store32(w + 256 * j + v * 64 + r * 4, load32(s + 8 + 16 * j + 4 * v));
+    const int low = s[4 + j / 2] >> (j % 2 * 4) & 15, high = s[2 + j / 4] >> (j % 4 * 2) & 3;
+    w[2048 + 16 * j + r] = static_cast<uint8_t>((low | high << 4) - 32);
+  }
+  put_half(scale, r, s);
+}
+
 void pack_q6(const uint8_t *s, int r, uint8_t *w, uint8_t *scale) {
   // ql[128], qh[64], scales[16], d.
   uint8_t q[256];
@@ -105,6 +162,7 @@ void pack_q6(const uint8_t *s, int r, uint8_t *w, uint8_t *scale) {
 void pack_32(Layout l, const uint8_t *s, int r, uint8_t *w, uint8_t *sc) {
   switch (l) {
   case Layout::Q4_0:
+  case Layout::IQ4_NL:
     put_half(sc, r, s);
     for (int v = 0; v < 4; ++v)
       store32(w + v * 64 + r * 4, load32(s + 2 + 4 * v));
@@ -128,6 +186,11 @@ void pack_32(Layout l, const uint8_t *s, int r, uint8_t *w, uint8_t *sc) {
     for (int v = 0; v < 4; ++v)
       store32(w + v * 64 + r * 4, load32(s + 8 + 4 * v));
     break;
+  case Layout::MXFP4:
+    sc[r] = s[0];
+    for (int v = 0; v < 4; ++v)
+      store32(w + v * 64 + r * 4, load32(s + 1 + 4 * v));
+    break;
   default: // Q8_0
     put_half(sc, r, s);
     for (int v = 0; v < 8; ++v)
@@ -147,6 +210,10 @@ int nibble(const uint8_t *w, int r, int k) {
   int v = (k & 15) >> 2;
   int b = w[v * 64 + r * 4 + (k & 3)];
   return k < 16 ? b & 15 : b >> 4;
+}
+// Two-bit quant of element k (0..255).
+int crumb(const uint8_t *w, int r, int k) {
+  return w[64 * (k >> 4) + r * 4 + (k & 3)] >> (2 * (k >> 2 & 3)) & 3;
 }
 int fifth(const uint8_t *h, int r, int k) { return (h[r * 4 + (k & 3)] >> (k >> 2) & 1) << 4; }
 
@@ -185,6 +252,12 @@ void pack_panel(Layout l, const uint8_t *const rows[kPanel], size_t K, uint8_t *
         pack_k45(l == Layout::Q5_K, s, r, w);
       else if (l == Layout::Q6_K)
         pack_q6(s, r, w, sc);
+      else if (l == Layout::Q2_K)
+        pack_q2(s, r, w);
+      else if (l == Layout::Q3_K)
+        pack_q3(s, r, w, sc);
+      else if (l == Layout::IQ4_XS)
+        pack_iq4_xs(s, r, w, sc);
       else
         pack_32(l, s, r, w, sc);
     }
@@ -240,6 +313,45 @@ void unpack_row(Layout l, const uint8_t *panel, int r, size_t K, float *out) {
       float d = half_at(sc, r);
       for (int k = 0; k < 32; ++k)
         y[k] = d * static_cast<float>(static_cast<int8_t>(w[(k >> 2) * 64 + r * 4 + (k & 3)]));
+      break;
+    }
+    case Layout::IQ4_NL: {
+      float d = half_at(sc, r);
+      for (int k = 0; k < 32; ++k)
+        y[k] = d * static_cast<float>(quants::kIQ4[nibble(w, r, k)]);
+      break;
+    }
+    case Layout::MXFP4: {
+      float d = quants::e8m0_half(sc[r]);
+      for (int k = 0; k < 32; ++k)
+        y[k] = d * static_cast<float>(quants::kMXFP4[nibble(w, r, k)]);
+      break;
+    }
+    case Layout::Q2_K: {
+      float d = half_at(w + 1280, r), dm = half_at(w + 1312, r);
+      for (int k = 0; k < 256; ++k) {
+        int both = w[1024 + 16 * (k >> 4) + r];
+        float s = d * static_cast<float>(both & 15), m = dm * static_cast<float>(both >> 4);
+        y[k] = s * static_cast<float>(crumb(w, r, k)) - m;
+      }
+      break;
+    }
+    case Layout::Q3_K: {
+      float d = half_at(sc, r);
+      for (int k = 0; k < 256; ++k) {
+        int third = w[1024 + 64 * (k >> 5) + r * 4 + (k & 3)] >> (k >> 2 & 7) & 1;
+        float s = d * static_cast<float>(static_cast<int8_t>(w[1536 + 16 * (k >> 4) + r]));
+        y[k] = s * static_cast<float>((crumb(w, r, k) | third << 2) - 4);
+      }
+      break;
+    }
+    case Layout::IQ4_XS: {
+      float d = half_at(sc, r);
+      for (int k = 0; k < 256; ++k) {
+        int j = k >> 5;
+        float s = d * static_cast<float>(static_cast<int8_t>(w[2048 + 16 * j + r]));
+        y[k] = s * static_cast<float>(quants::kIQ4[nibble(w + 256 * j, r, k & 31)]);
+      }
       break;
     }
     case Layout::Q4_K:

@@ -3,8 +3,8 @@
 // A tile of weights (B) is 16 panel lanes wide, as packed; a tile of activations (A) is 16 rows of
 // 64 k, as quantized for wide tiles. A panel is unpacked to int8 once for all rows:
 //   formats of 32   one plane q - zero; a product per block of 32, read once a block
-//   formats of 256  scale * q (- 32 for Q6_K) is split into 64 * high + low, two planes, so that
-//                   a block of 256 is summed in the tile and read once. |scale * q| <= 4096.
+//   formats of 256  scale * (q - zero) is split into 64 * high + low, two planes, so that a
+//                   block of 256 is summed in the tile and read once. |scale * q| <= 4096.
 // Both give the same exact integers as the dots of matmul.inl; the float steps are the same.
 //
 // Needs T (tiles) beside V: load<t>, zero<t>, dot<c, a, b>, store<t>, configure, release.
@@ -18,8 +18,8 @@ constexpr size_t kTileBytes = 1024;
 
 template <Layout L> void plane_32(const uint8_t *panel, size_t K, uint8_t *out) {
   constexpr auto &li = insula::kLayoutInfo[static_cast<int>(L)];
-  constexpr int zero = L == Layout::Q4_0 ? 8 : L == Layout::Q5_0 ? 16 : 0;
-  const __m512i z = _mm512_set1_epi8(zero);
+  constexpr int zero = L == Layout::Q4_1 || L == Layout::Q5_1 ? 0 : zero_32<L>();
+  const __m512i z = _mm512_set1_epi8(static_cast<char>(zero));
   for (size_t b = 0; b < K / 32; ++b, out += 512) {
     const uint8_t *w = panel + b * static_cast<size_t>(li.main_bytes);
     unroll<4>([&](auto vc) __attribute__((always_inline)) {
@@ -36,9 +36,10 @@ template <Layout L> void plane_32(const uint8_t *panel, size_t K, uint8_t *out) 
 template <Layout L>
 INSULA_INLINE void split(__m512i q, __m512i scale, uint8_t *low, uint8_t *high) {
   __m512i even = _mm512_and_si512(q, _mm512_set1_epi16(0xff)), odd = _mm512_srli_epi16(q, 8);
-  if constexpr (L == Layout::Q6_K) {
-    even = _mm512_sub_epi16(even, _mm512_set1_epi16(32));
-    odd = _mm512_sub_epi16(odd, _mm512_set1_epi16(32));
+  if constexpr (Super<L>::zero_shift >= 0) {
+    const __m512i zero = _mm512_set1_epi16(1 << Super<L>::zero_shift);
+    even = _mm512_sub_epi16(even, zero);
+    odd = _mm512_sub_epi16(odd, zero);
   }
   even = _mm512_mullo_epi16(even, scale);
   odd = _mm512_mullo_epi16(odd, scale);
@@ -52,24 +53,31 @@ INSULA_INLINE void split(__m512i q, __m512i scale, uint8_t *low, uint8_t *high) 
 // Per block of 256 four tiles of the low plane, then four of the high one.
 template <Layout L> void planes_256(const uint8_t *panel, size_t K, uint8_t *out) {
   constexpr auto &li = insula::kLayoutInfo[static_cast<int>(L)];
-  constexpr int S = L == Layout::Q6_K ? 16 : 32, kSubs = 256 / S, kLines = S / 4;
-  constexpr int kMeta = L == Layout::Q4_K ? 2048 : L == Layout::Q5_K ? 2560 : 3072;
+  using P = Super<L>;
+  constexpr int S = P::S, kLines = S / 4;
   for (size_t b = 0; b < K / 256; ++b, out += 8 * kTileBytes) {
     const uint8_t *w = panel + b * static_cast<size_t>(li.main_bytes);
-    for (int j = 0; j < kSubs; ++j) {
-      const uint8_t *sp = w + kMeta + 16 * j;
-      const __m512i one = L == Layout::Q6_K ? V::scale_s8(sp) : V::scale_u8(sp);
+    auto sub_block = [&](int j, auto oddc) __attribute__((always_inline)) {
+      const uint8_t *sp = w + P::meta + 16 * j;
+      const __m512i one = L == Layout::Q2_K ? V::scale_low4(sp)
+                          : P::mins         ? V::scale_u8(sp)
+                                            : V::scale_s8(sp);
       const __m512i scale = _mm512_or_si512(_mm512_slli_epi32(one, 16),
                                             _mm512_and_si512(one, _mm512_set1_epi32(0xffff)));
       uint8_t *low = out + j * kLines * 64, *high = low + 4 * kTileBytes;
       unroll<S / 8>([&](auto vc) __attribute__((always_inline)) {
         constexpr int v = decltype(vc)::value;
         V::B l, h;
-        groups<L, v>(w + j * S * 8, w + 2048 + j * 64, l, h);
+        groups<L, v, decltype(oddc)::value>(w + j * P::quants, w + P::high + j / P::together * 64,
+                                            l, h);
         split<L>(l, scale, low + v * 64, high + v * 64);
         split<L>(h, scale, low + (S / 8 + v) * 64, high + (S / 8 + v) * 64);
       });
-    }
+    };
+    for (int j = 0; j < P::subs; j += P::together)
+      unroll<P::together>([&](auto oddc) __attribute__((always_inline)) {
+        sub_block(j + decltype(oddc)::value, oddc);
+      });
   }
 }
 
@@ -118,7 +126,9 @@ void rows_32(const uint8_t *panel, const uint8_t *plane, size_t K, const Acts &a
             const V::F w = V::fma(V::load_h(meta), s, V::mul(V::load_h(meta + kPanel), sum));
             acc = V::fma(d, w, acc);
           } else {
-            const V::F D = V::load_h(reinterpret_cast<const uint16_t *>(scales + b * 32));
+            const uint8_t *sp = scales + b * static_cast<size_t>(li.scale_bytes);
+            const V::F D = L == Layout::MXFP4 ? V::load_e8m0(sp)
+                                              : V::load_h(reinterpret_cast<const uint16_t *>(sp));
             acc = V::fma(s, V::mul(D, d), acc);
           }
         }
@@ -132,7 +142,9 @@ template <Layout L, int A>
 void rows_256(const uint8_t *panel, const uint8_t *planes, size_t K, const Acts &a, int rows,
               float *out) {
   constexpr auto &li = insula::kLayoutInfo[static_cast<int>(L)];
-  constexpr int kMeta = L == Layout::Q4_K ? 2048 : L == Layout::Q5_K ? 2560 : 3072;
+  using P = Super<L>;
+  constexpr int kPairs = P::mins ? P::subs / 2 : 0;
+  constexpr size_t kFirst = P::S == 16 ? 0 : 8; // of the sums that the mins meet
   const size_t blocks = K / 256;
   const uint8_t *scales = panel + blocks * static_cast<size_t>(li.main_bytes);
   alignas(64) int32_t low[A][kWide][kPanel], high[A][kWide][kPanel];
@@ -157,10 +169,10 @@ void rows_256(const uint8_t *panel, const uint8_t *planes, size_t K, const Acts 
     if constexpr (A > 1)
       T::store<2>(low[1]), T::store<3>(high[1]);
     const uint8_t *w = panel + b * static_cast<size_t>(li.main_bytes);
-    V::P16 mins[4];
-    if constexpr (L != Layout::Q6_K)
-      for (int p = 0; p < 4; ++p)
-        mins[p] = V::pairs_u8(w + kMeta + 128 + 32 * p);
+    V::P16 mins[kPairs + 1];
+    for (int p = 0; p < kPairs; ++p)
+      mins[p] = L == Layout::Q2_K ? V::pairs_high4(w + P::meta + 32 * p)
+                                  : V::pairs_u8(w + P::meta + 128 + 32 * p);
     for (int t = 0; t < A; ++t)
       for (int m = 0; m < kWide && t * kWide + m < rows; ++m) {
         const size_t r = static_cast<size_t>(m), tile = static_cast<size_t>(t);
@@ -169,15 +181,15 @@ void rows_256(const uint8_t *panel, const uint8_t *planes, size_t K, const Acts 
         const V::I s =
             V::iadd(V::isll<6>(_mm512_load_si512(high[t][m])), _mm512_load_si512(low[t][m]));
         V::F acc = V::loadf(o);
-        if constexpr (L == Layout::Q6_K) {
+        if constexpr (!P::mins) {
           const V::F D = V::load_h(reinterpret_cast<const uint16_t *>(scales + b * 32));
           acc = V::fma(V::mul(d, D), V::cvt(s), acc);
         } else {
           const uint32_t *sums = a.sums + tile * a.sums_tile;
           V::I mi = V::izero();
-          for (size_t p = 0; p < 4; ++p)
-            mi = V::madd16(mi, mins[p], sums + (b * insula::kSums256 + 8 + p) * kWide + r);
-          const uint16_t *dp = reinterpret_cast<const uint16_t *>(w + kMeta + 256);
+          for (size_t p = 0; p < kPairs; ++p)
+            mi = V::madd16(mi, mins[p], sums + (b * insula::kSums256 + kFirst + p) * kWide + r);
+          const uint16_t *dp = reinterpret_cast<const uint16_t *>(w + P::meta + 256);
           acc = V::fma(
               d, V::fms(V::load_h(dp), V::cvt(s), V::mul(V::load_h(dp + kPanel), V::cvt(mi))), acc);
         }
@@ -259,6 +271,16 @@ void wide_product(Layout l, const uint8_t *panel, size_t K, const insula::ActSet
     return product<Layout::Q5_1>(panel, K, s.a32, rows, plane, out);
   case Layout::Q8_0:
     return product<Layout::Q8_0>(panel, K, s.a32, rows, plane, out);
+  case Layout::IQ4_NL:
+    return product<Layout::IQ4_NL>(panel, K, s.a32, rows, plane, out);
+  case Layout::MXFP4:
+    return product<Layout::MXFP4>(panel, K, s.a32, rows, plane, out);
+  case Layout::Q2_K:
+    return product<Layout::Q2_K>(panel, K, s.a256, rows, plane, out);
+  case Layout::Q3_K:
+    return product<Layout::Q3_K>(panel, K, s.a256, rows, plane, out);
+  case Layout::IQ4_XS:
+    return product<Layout::IQ4_XS>(panel, K, s.a256, rows, plane, out);
   case Layout::Q4_K:
     return product<Layout::Q4_K>(panel, K, s.a256, rows, plane, out);
   case Layout::Q5_K:

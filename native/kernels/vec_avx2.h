@@ -42,6 +42,14 @@ struct V {
     __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
   }
+  static F load_e8m0(const uint8_t *p) { // 2^(e - 128), see quants/blocks.h
+    __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
+    const __m256i one = _mm256_set1_epi32(1);
+    __m256i low = _mm256_slli_epi32(_mm256_add_epi32(e, one), 21); // e of 0 and 1: subnormal
+    low = _mm256_min_epi32(low, _mm256_set1_epi32(0x00400000));
+    __m256i bits = _mm256_slli_epi32(_mm256_sub_epi32(e, one), 23);
+    return _mm256_castsi256_ps(_mm256_max_epi32(bits, low));
+  }
   static void store_h(uint16_t *p, F v) {
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
                      _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -60,6 +68,13 @@ struct V {
   static B loadb(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
   static B low4(B b) { return _mm256_and_si256(b, _mm256_set1_epi8(15)); }
   static B high4(B b) { return _mm256_and_si256(_mm256_srli_epi16(b, 4), _mm256_set1_epi8(15)); }
+  static B masked(B b, int mask) {
+    return _mm256_and_si256(b, _mm256_set1_epi8(static_cast<char>(mask)));
+  }
+  static B table(const void *p) { // 16 bytes for `lookup`
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i *>(p)));
+  }
+  static B lookup(B table, B at) { return _mm256_shuffle_epi8(table, at); }
   template <int s> static B shift(B b) {
     if constexpr (s > 0)
       return _mm256_slli_epi16(b, s);
@@ -99,6 +114,9 @@ struct V {
   static Sc scale_u8(const uint8_t *p) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
   }
+  static Sc scale_low4(const uint8_t *p) {
+    return _mm256_and_si256(scale_u8(p), _mm256_set1_epi32(15));
+  }
   static Sc scale_s8(const uint8_t *p) {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
   }
@@ -127,6 +145,9 @@ struct V {
     return _mm_unpacklo_epi8(a, a);
   }
   static Sc scale_u8(const uint8_t *p) { return _mm256_cvtepu8_epi16(twice(p)); }
+  static Sc scale_low4(const uint8_t *p) {
+    return _mm256_and_si256(scale_u8(p), _mm256_set1_epi16(15));
+  }
   static Sc scale_s8(const uint8_t *p) { return _mm256_cvtepi8_epi16(twice(p)); }
   static I scale_add(I s, D d, Sc sc) {
     return in_order(_mm256_add_epi32(s, _mm256_madd_epi16(d, sc)));
@@ -138,6 +159,7 @@ struct V {
                              _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p + 16)));
   }
   static P16 pairs_u8(const uint8_t *p) { return _mm256_cvtepu8_epi16(pairs(p)); }
+  static P16 pairs_high4(const uint8_t *p) { return _mm256_srli_epi16(pairs_u8(p), 4); }
   static P16 pairs_s8(const uint8_t *p) { return _mm256_cvtepi8_epi16(pairs(p)); }
   static I madd16(I acc, P16 w, const uint32_t *x) {
     return in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(w, bcast(x))));

@@ -46,6 +46,14 @@ struct V {
     __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
   }
+  static F load_e8m0(const uint8_t *p) { // 2^(e - 128), see quants/blocks.h
+    __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    const __m512i one = _mm512_set1_epi32(1);
+    __m512i low = _mm512_slli_epi32(_mm512_add_epi32(e, one), 21); // e of 0 and 1: subnormal
+    low = _mm512_min_epi32(low, _mm512_set1_epi32(0x00400000));
+    __m512i bits = _mm512_slli_epi32(_mm512_sub_epi32(e, one), 23);
+    return _mm512_castsi512_ps(_mm512_max_epi32(bits, low));
+  }
   static void store_h(uint16_t *p, F v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(p),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -63,6 +71,13 @@ struct V {
   static B loadb(const void *p) { return _mm512_loadu_si512(p); }
   static B low4(B b) { return _mm512_and_si512(b, _mm512_set1_epi8(15)); }
   static B high4(B b) { return _mm512_and_si512(_mm512_srli_epi16(b, 4), _mm512_set1_epi8(15)); }
+  static B masked(B b, int mask) {
+    return _mm512_and_si512(b, _mm512_set1_epi8(static_cast<char>(mask)));
+  }
+  static B table(const void *p) { // 16 bytes for `lookup`
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i *>(p)));
+  }
+  static B lookup(B table, B at) { return _mm512_shuffle_epi8(table, at); }
   template <int s> static B shift(B b) { // left by s, right by -s
     if constexpr (s > 0)
       return _mm512_slli_epi16(b, s);
@@ -89,6 +104,9 @@ struct V {
   static Sc scale_u8(const uint8_t *p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
   }
+  static Sc scale_low4(const uint8_t *p) {
+    return _mm512_and_si512(scale_u8(p), _mm512_set1_epi32(15));
+  }
   static Sc scale_s8(const uint8_t *p) {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
   }
@@ -103,6 +121,7 @@ struct V {
     return _mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b));
   }
   static P16 pairs_u8(const uint8_t *p) { return _mm512_cvtepu8_epi16(pairs(p)); }
+  static P16 pairs_high4(const uint8_t *p) { return _mm512_srli_epi16(pairs_u8(p), 4); }
   static P16 pairs_s8(const uint8_t *p) { return _mm512_cvtepi8_epi16(pairs(p)); }
   static I madd16(I acc, P16 w, const uint32_t *x) {
     __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*x));

@@ -41,6 +41,12 @@ struct V {
   static F load_bf(const uint16_t *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
   }
+  static F load_e8m0(const uint8_t *p) { // 2^(e - 128), see quants/blocks.h
+    const int32x4_t e = {p[0], p[1], p[2], p[3]}, one = vdupq_n_s32(1);
+    int32x4_t low = vshlq_n_s32(vaddq_s32(e, one), 21); // e of 0 and 1: subnormal
+    low = vminq_s32(low, vdupq_n_s32(0x00400000));
+    return vreinterpretq_f32_s32(vmaxq_s32(vshlq_n_s32(vsubq_s32(e, one), 23), low));
+  }
   static void store_h(uint16_t *p, F v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
   static void store_i8(int8_t *p, I v) {
     int16x4_t h = vqmovn_s32(v);
@@ -58,6 +64,9 @@ struct V {
   static B loadb(const void *p) { return vld1q_u8(static_cast<const uint8_t *>(p)); }
   static B low4(B b) { return vandq_u8(b, vdupq_n_u8(15)); }
   static B high4(B b) { return vshrq_n_u8(b, 4); }
+  static B masked(B b, int mask) { return vandq_u8(b, vdupq_n_u8(static_cast<uint8_t>(mask))); }
+  static B table(const void *p) { return loadb(p); } // 16 bytes for `lookup`
+  static B lookup(B table, B at) { return vqtbl1q_u8(table, at); }
   template <int s> static B shift(B b) {
     if constexpr (s > 0)
       return vshlq_n_u8(b, s);
@@ -83,6 +92,7 @@ struct V {
   static B prep_s8(B w) { return w; }
   static I widen(D d) { return vpaddq_s32(d.lo, d.hi); }
   static Sc scale_u8(const uint8_t *p) { return Sc{p[0], p[1], p[2], p[3]}; }
+  static Sc scale_low4(const uint8_t *p) { return Sc{p[0] & 15, p[1] & 15, p[2] & 15, p[3] & 15}; }
   static Sc scale_s8(const uint8_t *p) {
     return Sc{static_cast<int8_t>(p[0]), static_cast<int8_t>(p[1]), static_cast<int8_t>(p[2]),
               static_cast<int8_t>(p[3])};
@@ -95,6 +105,9 @@ struct V {
     return vzip1_u8(vreinterpret_u8_u32(vdup_n_u32(a)), vreinterpret_u8_u32(vdup_n_u32(b)));
   }
   static P16 pairs_u8(const uint8_t *p) { return vreinterpretq_s16_u16(vmovl_u8(pairs(p))); }
+  static P16 pairs_high4(const uint8_t *p) {
+    return vreinterpretq_s16_u16(vmovl_u8(vshr_n_u8(pairs(p), 4)));
+  }
   static P16 pairs_s8(const uint8_t *p) { return vmovl_s8(vreinterpret_s8_u8(pairs(p))); }
   static I madd16(I acc, P16 w, const uint32_t *x) {
     int16x8_t q = vreinterpretq_s16_u32(vdupq_n_u32(*x));

@@ -68,6 +68,13 @@ struct V {
     return f;
   }
   static F load_bf(const uint16_t *p) { INSULA_EACH(F, from_bf(p[i])); }
+  static float from_e8m0(uint8_t e) { // 2^(e - 128), see quants/blocks.h
+    uint32_t u = e < 2 ? 0x00200000u << e : static_cast<uint32_t>(e - 1) << 23;
+    float f;
+    std::memcpy(&f, &u, 4);
+    return f;
+  }
+  static F load_e8m0(const uint8_t *p) { INSULA_EACH(F, from_e8m0(p[i])); }
   static void store_h(uint16_t *p, F a) {
     for (int i = 0; i < 16; ++i)
       p[i] = insula::float_to_half(a.v[i]);
@@ -95,6 +102,13 @@ struct V {
   return o
   static B low4(B b) { INSULA_BYTES(b.v[i] & 15); }
   static B high4(B b) { INSULA_BYTES(b.v[i] >> 4); }
+  static B masked(B b, int mask) { INSULA_BYTES(b.v[i] & mask); }
+  static B table(const void *p) { // 16 bytes for `lookup`
+    B o{};
+    std::memcpy(o.v, p, 16);
+    return o;
+  }
+  static B lookup(const B &table, B at) { INSULA_BYTES(table.v[at.v[i] & 15]); }
   template <int s> static B shift(B b) {
     if constexpr (s >= 0) {
       INSULA_BYTES(b.v[i] << s);
@@ -123,12 +137,19 @@ struct V {
   }
   static I widen(D d) { return d; }
   static Sc scale_u8(const uint8_t *p) { INSULA_EACH(Sc, p[i]); }
+  static Sc scale_low4(const uint8_t *p) { INSULA_EACH(Sc, p[i] & 15); }
   static Sc scale_s8(const uint8_t *p) { INSULA_EACH(Sc, static_cast<int8_t>(p[i])); }
   static I scale_add(I s, D d, Sc sc) { INSULA_EACH(I, s.v[i] + sc.v[i] * d.v[i]); }
   static P16 pairs_u8(const uint8_t *p) {
     P16 o;
     for (int i = 0; i < 16; ++i)
       o.v[2 * i] = p[i], o.v[2 * i + 1] = p[16 + i];
+    return o;
+  }
+  static P16 pairs_high4(const uint8_t *p) {
+    P16 o;
+    for (int i = 0; i < 16; ++i)
+      o.v[2 * i] = p[i] >> 4, o.v[2 * i + 1] = p[16 + i] >> 4;
     return o;
   }
   static P16 pairs_s8(const uint8_t *p) {

@@ -4,6 +4,8 @@
 // may be read at any address. Source: ggml-common.h of ggml (MIT), which defines them.
 #pragma once
 
+#include "codebooks.h"
+
 #include <bit>
 #include <cstdint>
 
@@ -157,10 +159,6 @@ struct BlockMXFP4 { // x = 2^(e - 128) * kMXFP4[q]
   std::uint8_t e;
   std::uint8_t qs[16];
 };
-
-constexpr std::int8_t kIQ4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                  1,    13,   25,  38,  53,  69,  89,  113};
-constexpr std::int8_t kMXFP4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ4_1) == 20);
 static_assert(sizeof(BlockQ5_0) == 22 && sizeof(BlockQ5_1) == 24 && sizeof(BlockQ8_0) == 34);

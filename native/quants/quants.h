@@ -41,7 +41,7 @@ struct Traits {
   // blocks -> n floats, n a multiple of block_size
   void (*dequantize)(const std::uint8_t *src, float *dst, std::size_t n);
   // n finite floats -> blocks, false if a scale overflowed; importance: null or n non-negative
-  // weights. Null where there is no quantizer.
+  // weights.
   bool (*quantize)(const float *src, std::uint8_t *dst, std::size_t n, const float *importance);
 };
 
@@ -88,8 +88,13 @@ bool quantize_q4_1(const float *, std::uint8_t *, std::size_t, const float *);
 bool quantize_q5_0(const float *, std::uint8_t *, std::size_t, const float *);
 bool quantize_q5_1(const float *, std::uint8_t *, std::size_t, const float *);
 bool quantize_q8_0(const float *, std::uint8_t *, std::size_t, const float *);
+bool quantize_q2_k(const float *, std::uint8_t *, std::size_t, const float *);
+bool quantize_q3_k(const float *, std::uint8_t *, std::size_t, const float *);
 bool quantize_q4_k(const float *, std::uint8_t *, std::size_t, const float *);
 bool quantize_q5_k(const float *, std::uint8_t *, std::size_t, const float *);
 bool quantize_q6_k(const float *, std::uint8_t *, std::size_t, const float *);
+bool quantize_iq4_nl(const float *, std::uint8_t *, std::size_t, const float *);
+bool quantize_iq4_xs(const float *, std::uint8_t *, std::size_t, const float *);
+bool quantize_mxfp4(const float *, std::uint8_t *, std::size_t, const float *);
 
 } // namespace insula::quants

@@ -22,14 +22,14 @@ constexpr Traits kTable[] = {
     {Type::Q5_0, "Q5_0", kBlock, sizeof(BlockQ5_0), dequantize_q5_0, quantize_q5_0},
     {Type::Q5_1, "Q5_1", kBlock, sizeof(BlockQ5_1), dequantize_q5_1, quantize_q5_1},
     {Type::Q8_0, "Q8_0", kBlock, sizeof(BlockQ8_0), dequantize_q8_0, quantize_q8_0},
-    {Type::Q2_K, "Q2_K", kSuper, sizeof(BlockQ2_K), dequantize_q2_k, nullptr},
-    {Type::Q3_K, "Q3_K", kSuper, sizeof(BlockQ3_K), dequantize_q3_k, nullptr},
+    {Type::Q2_K, "Q2_K", kSuper, sizeof(BlockQ2_K), dequantize_q2_k, quantize_q2_k},
+    {Type::Q3_K, "Q3_K", kSuper, sizeof(BlockQ3_K), dequantize_q3_k, quantize_q3_k},
     {Type::Q4_K, "Q4_K", kSuper, sizeof(BlockQ4_K), dequantize_q4_k, quantize_q4_k},
     {Type::Q5_K, "Q5_K", kSuper, sizeof(BlockQ5_K), dequantize_q5_k, quantize_q5_k},
     {Type::Q6_K, "Q6_K", kSuper, sizeof(BlockQ6_K), dequantize_q6_k, quantize_q6_k},
-    {Type::IQ4_NL, "IQ4_NL", kBlock, sizeof(BlockIQ4_NL), dequantize_iq4_nl, nullptr},
-    {Type::IQ4_XS, "IQ4_XS", kSuper, sizeof(BlockIQ4_XS), dequantize_iq4_xs, nullptr},
-    {Type::MXFP4, "MXFP4", kBlock, sizeof(BlockMXFP4), dequantize_mxfp4, nullptr},
+    {Type::IQ4_NL, "IQ4_NL", kBlock, sizeof(BlockIQ4_NL), dequantize_iq4_nl, quantize_iq4_nl},
+    {Type::IQ4_XS, "IQ4_XS", kSuper, sizeof(BlockIQ4_XS), dequantize_iq4_xs, quantize_iq4_xs},
+    {Type::MXFP4, "MXFP4", kBlock, sizeof(BlockMXFP4), dequantize_mxfp4, quantize_mxfp4},
 };
 
 // Runs work(first, last) over [0, count) in chunks that the threads claim one by one.

@@ -13,6 +13,7 @@
 namespace insula::quants {
 
 constexpr int kLanes = 8;
+constexpr float kBetter = 1.000001f; // see fit_symmetric; nothing beside what three or four bits lose
 constexpr float kTiny = 1e-15f; // a group whose values are all smaller is stored as zeros
 
 inline float sum_lanes(const float *lanes) {
@@ -143,8 +144,11 @@ inline Affine fit_affine(const float *x, const float *w, float levels, Trial tri
 }
 
 // x ~ scale * q with q in -levels..levels-1, trials around the scale that gives the largest value
-// the level -levels. Returns the scale; q gets N levels.
-template <int N> inline float fit_symmetric(const float *x, const float *w, int levels, float *q) {
+// the level -levels. Returns the scale; q gets N levels. better: how many times as much a trial must
+// explain to count as one; above 1 rounding does not choose among equals.
+template <int N>
+inline float fit_symmetric(const float *x, const float *w, int levels, float *q,
+                           float better = 1.0f) {
   float largest = 0;
   for (int j = 0; j < N; ++j) {
     largest = std::fabs(x[j]) > std::fabs(largest) ? x[j] : largest;
@@ -178,7 +182,7 @@ template <int N> inline float fit_symmetric(const float *x, const float *w, int 
     }
     const float sum_l2 = sum_lanes(lanes_l2);
     const float sum_xl = sum_lanes(lanes_xl);
-    if (sum_l2 > 0 && sum_xl * sum_xl > best_gain * sum_l2) {
+    if (sum_l2 > 0 && sum_xl * sum_xl > best_gain * better * sum_l2) {
       best_scale = sum_xl / sum_l2;
       best_gain = best_scale * sum_xl;
       best_inverse = inverse;

@@ -77,10 +77,11 @@ void formats_keep_what_they_promise() {
   const struct {
     Type type;
     double loss; // of the standard deviation, root mean square
-  } promises[] = {{Type::F32, 0},      {Type::F16, 3e-4},   {Type::BF16, 3e-3},
-                  {Type::Q4_0, 0.09},  {Type::Q4_1, 0.08},  {Type::Q5_0, 0.045},
-                  {Type::Q5_1, 0.039}, {Type::Q8_0, 0.006}, {Type::Q4_K, 0.075},
-                  {Type::Q5_K, 0.038}, {Type::Q6_K, 0.019}};
+  } promises[] = {
+      {Type::F32, 0},      {Type::F16, 3e-4},    {Type::BF16, 3e-3},   {Type::Q4_0, 0.09},
+      {Type::Q4_1, 0.08},  {Type::Q5_0, 0.045},  {Type::Q5_1, 0.039},  {Type::Q8_0, 0.006},
+      {Type::Q4_K, 0.075}, {Type::Q5_K, 0.038},  {Type::Q6_K, 0.019},  {Type::Q2_K, 0.3},
+      {Type::Q3_K, 0.16},  {Type::IQ4_NL, 0.08}, {Type::IQ4_XS, 0.08}, {Type::MXFP4, 0.12}};
   for (const auto &promise : promises) {
     const Traits format = *traits(static_cast<std::int32_t>(promise.type));
     const std::size_t nbytes = x.size() / format.block_size * format.block_bytes;

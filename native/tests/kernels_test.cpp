@@ -8,6 +8,7 @@
 
 #include "insula_isa.h"
 #include "../kernels/table.h"
+#include "../quants/quants.h"
 
 using namespace insula;
 
@@ -61,6 +62,16 @@ static std::vector<uint8_t> random_file(Layout l, int N, int K) {
       break;
     case Layout::Q6_K:
       half(at + 208, 0.01f);
+      break;
+    case Layout::Q2_K:
+      half(at + 80, 0.05f);
+      half(at + 82, 0.05f);
+      break;
+    case Layout::Q3_K:
+      half(at + 108, 0.01f);
+      break;
+    case Layout::MXFP4: // up to 2^-120 and 2^120 it would drown the other blocks
+      out[at] = static_cast<uint8_t>(120 + rng() % 8);
       break;
     default:
       half(at, 0.1f);
@@ -135,6 +146,24 @@ static std::vector<float> product(const KernelTable *t, const Packed &p, const f
 
 static bool same(const std::vector<float> &a, const std::vector<float> &b) {
   return a.size() == b.size() && !std::memcmp(a.data(), b.data(), a.size() * 4);
+}
+
+// A packed row decodes to what its file's bytes decode to.
+static void packing() {
+  for (int li = 0; li < kLayouts; ++li) {
+    const Layout l = static_cast<Layout>(li);
+    const int N = 19, K = 768;
+    const std::vector<uint8_t> file = random_file(l, N, K);
+    const Packed p = pack(l, file, N, K);
+    const quants::Traits format = *quants::traits(info(l).ggml_type);
+    const size_t row = file.size() / static_cast<size_t>(N), k = static_cast<size_t>(K);
+    std::vector<float> want(k), got(k);
+    for (size_t n = 0; n < static_cast<size_t>(N); ++n) {
+      format.dequantize(&file[n * row], want.data(), k);
+      unpack_row(l, &p.bytes[n / 16 * panel_bytes(l, k)], static_cast<int>(n % 16), k, got.data());
+      CHECK(same(got, want), "%s row %zu is not the file's", info(l).name, n);
+    }
+  }
 }
 
 static void matmuls(const KernelTable *t, const KernelTable *ref) {
@@ -335,6 +364,7 @@ static void tiles(const KernelTable *t) {
 
 int main() {
   halves();
+  packing();
   const KernelTable *ref = table_scalar();
   int tested = 0;
   for (const Level &l : levels()) {

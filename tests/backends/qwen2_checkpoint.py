@@ -83,8 +83,8 @@ def write_qwen2(
     return min(path.parent.glob(f"{path.stem}-*.gguf")) if tensors_per_file else path
 
 
-def write_llama_q2(path: Path) -> Path:
-    """A Llama of one layer whose queries are in Q2_K, all zeros: a format that native lacks."""
+def write_llama_iq3(path: Path) -> Path:
+    """A Llama of one layer whose queries are in IQ3_S, all zeros: a format that native lacks."""
     import gguf
 
     d, ff, heads = 256, 256, 4
@@ -100,8 +100,8 @@ def write_llama_q2(path: Path) -> Path:
     }
     for name, shape in shapes.items():
         writer.add_tensor(name, np.ones(shape, np.float32))
-    q2 = np.zeros((d, d // 256 * 84), np.uint8)
-    writer.add_tensor("blk.0.attn_q.weight", q2, raw_dtype=gguf.GGMLQuantizationType.Q2_K)
+    iq3 = np.zeros((d, d // 256 * 110), np.uint8)
+    writer.add_tensor("blk.0.attn_q.weight", iq3, raw_dtype=gguf.GGMLQuantizationType.IQ3_S)
     _write(writer)
     return path
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.qwen2_checkpoint import write_llama_q2
+from backends.qwen2_checkpoint import write_llama_iq3
 from insula.engine.backends import CAPABILITIES, Choice, backends, choose, require
 from insula.engine.backends import base as base_module
 from insula.errors import ConfigError, FormatError, InsulaError, NotFoundError, UnsupportedError
@@ -104,8 +104,8 @@ def test_a_file_that_is_no_model(
 
 
 def test_a_format_that_native_lacks_goes_to_llamacpp(tmp_path: Path) -> None:
-    path = write_llama_q2(tmp_path / "q2.gguf")
+    path = write_llama_iq3(tmp_path / "iq3.gguf")
     choice = choose(path)
     assert choice.backend == "llamacpp"
-    assert "Q2_K" in choice.reason
+    assert "IQ3_S" in choice.reason
     assert "insula quantize" not in choice.reason

@@ -76,9 +76,9 @@ def test_vocabulary_and_embedding_must_agree(path):
 
 
 def test_a_format_that_the_kernels_do_not_read(path):
-    data = np.zeros(96 * 64 // 32 * GGMLType.IQ4_NL.block_bytes, np.uint8)
-    changed = rewrite(path, tensors={"blk.0.ffn_up.weight": (data, GGMLType.IQ4_NL, (96, 64))})
-    with pytest.raises(UnsupportedError, match=r"blk\.0\.ffn_up\.weight is IQ4_NL") as caught:
+    data = np.zeros(96 * 64 // 64 * GGMLType.NVFP4.block_bytes, np.uint8)
+    changed = rewrite(path, tensors={"blk.0.ffn_up.weight": (data, GGMLType.NVFP4, (96, 64))})
+    with pytest.raises(UnsupportedError, match=r"blk\.0\.ffn_up\.weight is NVFP4") as caught:
         open_model(changed)
     assert caught.value.backend == "native"
     assert "llamacpp" in str(caught.value)

@@ -79,7 +79,8 @@ def test_every_format(source: Path, tmp_path: Path, name: str) -> None:
             elif info.type is not T.F32:
                 squares += float(((now - was).astype(np.float64) ** 2).sum())
                 n += now.size
-                assert report.tensor_rmse[info.name] < 0.1 * was.std()
+                most = {T.Q2_K: 0.3, T.Q3_K: 0.16, T.MXFP4: 0.13}.get(info.type, 0.1)
+                assert report.tensor_rmse[info.name] < most * was.std()
         assert report.rmse == pytest.approx(np.sqrt(squares / n) if n else 0.0, rel=1e-4)
         counts: dict[str, int] = {}
         for info in after.tensors.values():
@@ -114,6 +115,56 @@ def test_q4_k_s_is_llama_cpps(source: Path, tmp_path: Path) -> None:
     assert [found[f"blk.{i}.ffn_down.weight"] for i in range(8)] == ["Q5_K"] + ["Q4_K"] * 7
 
 
+@pytest.mark.parametrize(
+    ("name", "base", "value", "down", "output"),
+    [
+        ("Q2_K", "Q2_K", ["Q3_K"] * 8, ["Q3_K"] * 8, "Q3_K"),
+        ("Q2_K_S", "Q2_K", ["Q2_K"] * 8, ["Q4_K"] + ["Q2_K"] * 7, "Q2_K"),
+        ("Q3_K_S", "Q3_K", ["Q3_K"] * 8, ["Q3_K"] * 8, "Q3_K"),
+        ("Q3_K_M", "Q3_K", ["Q5_K"] * 2 + ["Q4_K"] * 6, ["Q4_K"] * 8, "Q4_K"),
+        ("Q3_K_L", "Q3_K", ["Q5_K"] * 8, ["Q5_K"] * 8, "Q5_K"),
+        ("IQ4_NL", "IQ4_NL", ["IQ4_NL"] * 8, ["Q5_K"] + ["IQ4_NL"] * 7, "IQ4_NL"),
+        ("IQ4_XS", "IQ4_XS", ["IQ4_XS"] * 8, ["Q5_K"] + ["IQ4_XS"] * 7, "IQ4_XS"),
+        ("MXFP4", "MXFP4", ["MXFP4"] * 8, ["MXFP4"] * 8, "MXFP4"),
+        ("MXFP4_MOE", "Q8_0", ["Q8_0"] * 8, ["Q8_0"] * 8, "Q8_0"),
+    ],
+)
+def test_the_small_mixes_are_llama_cpps(
+    source: Path,
+    tmp_path: Path,
+    name: str,
+    base: str,
+    value: list[str],
+    down: list[str],
+    output: str,
+) -> None:
+    """As llama-quant.cpp chooses for two query heads a KV head; MXFP4 is ours."""
+    quantize_file(source, tmp_path / "out.gguf", name)
+    found = types(tmp_path / "out.gguf")
+    assert found["token_embd.weight"] == ("Q8_0" if name.startswith("MXFP4") else "Q6_K")
+    assert [found[f"blk.{i}.attn_v.weight"] for i in range(8)] == value
+    assert [found[f"blk.{i}.ffn_down.weight"] for i in range(8)] == down
+    for i in range(LAYERS):
+        assert found[f"blk.{i}.attn_output.weight"] == output
+        for part in ("attn_q", "attn_k", "ffn_up"):
+            assert found[f"blk.{i}.{part}.weight"] == base
+
+
+def test_experts_alone_get_mxfp4(tmp_path: Path) -> None:
+    writer = GGUFWriter(tmp_path / "moe.gguf")
+    writer.add("general.architecture", "llama")
+    writer.add("llama.block_count", 1)
+    x = np.random.default_rng(1).standard_normal((2, 8, 256)).astype(np.float32)
+    writer.add_tensor("blk.0.ffn_down_exps.weight", x, None)
+    writer.add_tensor("blk.0.attn_q.weight", x[0], None)
+    writer.write()
+    quantize_file(tmp_path / "moe.gguf", tmp_path / "out.gguf", "MXFP4_MOE")
+    assert types(tmp_path / "out.gguf") == {
+        "blk.0.ffn_down_exps.weight": "MXFP4",
+        "blk.0.attn_q.weight": "Q8_0",
+    }
+
+
 def test_pure(source: Path, tmp_path: Path) -> None:
     report = quantize_file(source, tmp_path / "out.gguf", "Q4_K_M", pure=True)
     found = types(tmp_path / "out.gguf")
@@ -131,10 +182,13 @@ def test_rows_that_256_does_not_divide(tmp_path: Path) -> None:
         ("Q4_K_M", "Q4_K", "Q5_0", "Q8_0"),
         ("Q5_K_M", "Q5_K", "Q5_1", "Q8_0"),
         ("Q6_K", "Q6_K", "Q8_0", "Q8_0"),
+        ("Q3_K_S", "Q3_K", "Q4_0", "Q4_0"),
+        ("IQ4_XS", "IQ4_XS", "IQ4_NL", "IQ4_NL"),
+        ("IQ4_NL", "IQ4_NL", "IQ4_NL", "IQ4_NL"),
     ]:
         report = quantize_file(source, tmp_path / "out.gguf", name, overwrite=True)
         found = types(tmp_path / "out.gguf")
-        assert found["token_embd.weight"] == "Q8_0"
+        assert found["token_embd.weight"] == "Q8_0"  # Q6_K, which falls back
         assert found["blk.1.attn_q.weight"] == fallback
         assert found["blk.0.attn_v.weight"] == more
         assert found["blk.1.ffn_down.weight"] == base  # rows of 256

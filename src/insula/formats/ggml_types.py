@@ -142,10 +142,4 @@ DEQUANTIZABLE: frozenset[GGMLType] = frozenset(
 )
 
 #: What `_native.quantize` writes.
-QUANTIZABLE: frozenset[GGMLType] = DEQUANTIZABLE - {
-    GGMLType.Q2_K,
-    GGMLType.Q3_K,
-    GGMLType.IQ4_NL,
-    GGMLType.IQ4_XS,
-    GGMLType.MXFP4,
-}
+QUANTIZABLE: frozenset[GGMLType] = DEQUANTIZABLE

@@ -36,19 +36,37 @@ TARGETS: dict[str, Target] = {
         Target(name="Q5_0", base=T.Q5_0, file_type=8),
         Target(name="Q5_1", base=T.Q5_1, file_type=9),
         Target(name="Q8_0", base=T.Q8_0, file_type=7),
+        Target(name="Q2_K", base=T.Q2_K, file_type=10),
+        Target(name="Q2_K_S", base=T.Q2_K, file_type=21),
+        Target(name="Q3_K_S", base=T.Q3_K, file_type=11),
+        Target(name="Q3_K_M", base=T.Q3_K, file_type=12),
+        Target(name="Q3_K_L", base=T.Q3_K, file_type=13),
         Target(name="Q4_K_S", base=T.Q4_K, file_type=14),
         Target(name="Q4_K_M", base=T.Q4_K, file_type=15),
         Target(name="Q5_K_S", base=T.Q5_K, file_type=16),
         Target(name="Q5_K_M", base=T.Q5_K, file_type=17),
         Target(name="Q6_K", base=T.Q6_K, file_type=18),
+        Target(name="IQ4_NL", base=T.IQ4_NL, file_type=25),
+        Target(name="IQ4_XS", base=T.IQ4_XS, file_type=30),
+        # llama.cpp's: the experts, and Q8_0 for all else. MXFP4 is ours: every matrix but the
+        # output, for models without experts; llama.cpp has no other number for it.
+        Target(name="MXFP4_MOE", base=T.MXFP4, file_type=38),
+        Target(name="MXFP4", base=T.MXFP4, file_type=38),
     )
 }
 
 #: llama.cpp's short names.
-ALIASES = {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 #: What rows that do not divide into super-blocks of 256 get instead.
-FALLBACKS = {T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0}
+FALLBACKS = {
+    T.Q2_K: T.Q4_0,
+    T.Q3_K: T.Q4_0,
+    T.Q4_K: T.Q5_0,
+    T.Q5_K: T.Q5_1,
+    T.Q6_K: T.Q8_0,
+    T.IQ4_XS: T.IQ4_NL,
+}
 
 # Weights that are small, or that the graph needs in full: left as they are.
 _KEPT = re.compile(
@@ -101,6 +119,9 @@ class Mix:
         self._n_layer = self._number(metadata, "block_count")
         heads = metadata.get(f"{self._arch}.attention.head_count")
         kv_heads = metadata.get(f"{self._arch}.attention.head_count_kv", heads)
+        self._many_heads = (
+            isinstance(heads, int) and isinstance(kv_heads, int) and heads >= 4 * kv_heads > 0
+        )
         # llama.cpp's name for the 80-layer Llama with grouped heads.
         self._is_70b = self._arch == "llama" and self._n_layer == 80 and heads != kv_heads
         # Counted as llama.cpp counts, which walks the tensors by layer and then by name.
@@ -115,6 +136,11 @@ class Mix:
     def base(self) -> T:
         """The type most tensors get."""
         return self._wanted.base
+
+    def falls_back(self, info: TensorInfo) -> bool:
+        """Whether a tensor's rows do not divide into blocks of the type that the mix wants."""
+        kind = self._wanted.base if self._pure else self._mixed(info)
+        return info.shape[-1] % kind.block_size != 0
 
     def type_of(self, info: TensorInfo) -> T:
         """The type that a tensor to be quantized gets."""
@@ -143,38 +169,75 @@ class Mix:
             # The last product decides the token: it gets more bits in every format.
             if self._arch == "falcon" or info.shape[-1] % base.block_size:
                 return T.Q8_0
-            return T.Q8_0 if base is T.Q8_0 else T.Q6_K
+            return T.Q8_0 if base in (T.Q8_0, T.MXFP4) else T.Q6_K
+        if base is T.MXFP4:
+            experts = len(info.shape) > 2 and info.shape[0] > 1
+            return T.MXFP4 if experts or self._wanted.name == "MXFP4" else T.Q8_0
         if "attn_v.weight" in name:
             return self._attention_value(name)
         if "attn_k.weight" in name:
             return T.Q8_0 if self._n_expert == 8 else base
         if "ffn_down" in name:
             return self._feed_forward_down(name)
-        if "attn_output.weight" in name and self._n_expert == 8 and self._arch != "falcon":
-            return T.Q5_K if base is T.Q4_K else base
+        if "attn_output.weight" in name:
+            return self._attention_output()
         if "attn_qkv.weight" in name:
-            return {"Q4_K_M": T.Q5_K, "Q5_K_M": T.Q6_K}.get(self._wanted.name, base)
+            more = {"Q3_K_M": T.Q4_K, "Q3_K_L": T.Q4_K, "Q4_K_M": T.Q5_K, "Q5_K_M": T.Q6_K}
+            return more.get(self._wanted.name, base)
         return base
+
+    def _attention_output(self) -> T:
+        name, base = self._wanted.name, self._wanted.base
+        if self._arch == "falcon":
+            return T.Q4_K if name == "Q3_K_L" else base
+        if self._n_expert == 8:
+            few = {"Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS"}
+            return T.Q5_K if name in few else base
+        return {"Q2_K": T.Q3_K, "Q3_K_M": T.Q4_K, "Q3_K_L": T.Q5_K}.get(name, base)
 
     def _attention_value(self, name: str) -> T:
         kind, rank = self._wanted.base, self._value_rank[name]
         if self._n_expert == 8:
             return T.Q8_0  # 128 MB more in a Mixtral
-        if self._wanted.name in ("Q4_K_M", "Q5_K_M") and _more_bits(rank, self._n_values):
-            kind = T.Q6_K
-        elif self._wanted.name == "Q4_K_S" and rank < 4:
-            kind = T.Q5_K
-        return T.Q5_K if self._is_70b and kind is T.Q4_K else kind
+        match self._wanted.name:
+            case "Q2_K":
+                kind = T.Q4_K if self._many_heads else T.Q3_K
+            case "Q2_K_S" if self._many_heads:
+                kind = T.Q4_K
+            case "Q3_K_M":
+                kind = T.Q5_K if rank < 2 else T.Q4_K
+            case "Q3_K_L":
+                kind = T.Q5_K
+            case "IQ4_NL" | "IQ4_XS" if self._many_heads:
+                kind = T.Q5_K
+            case "Q4_K_M" | "Q5_K_M" if _more_bits(rank, self._n_values):
+                kind = T.Q6_K
+            case "Q4_K_S" if rank < 4:
+                kind = T.Q5_K
+        return T.Q5_K if self._is_70b and kind in (T.Q3_K, T.Q4_K) else kind
 
     def _feed_forward_down(self, name: str) -> T:
         base, n = self._wanted.base, self._n_layer
         rank = self._layer(name) if self._n_expert > 1 else self._down_rank[name]
+        falcon = self._arch == "falcon"
         match self._wanted.name:
-            case "Q4_K_M" if self._arch == "falcon":
+            case "Q2_K":
+                return T.Q3_K
+            case "Q2_K_S" if rank < n // 8:
+                return T.Q4_K
+            case "Q3_K_M" if rank < n // 16:
+                return T.Q5_K
+            case "Q3_K_M":
+                return T.Q4_K if not falcon or _more_bits(rank, n) else base
+            case "Q3_K_L":
+                return T.Q4_K if falcon else T.Q5_K
+            case "IQ4_NL" | "IQ4_XS" if rank < n // 8 and not self._has_importance:
+                return T.Q5_K
+            case "Q4_K_M" if falcon:
                 return T.Q6_K if rank < n // 16 else T.Q5_K if _more_bits(rank, n) else base
             case "Q4_K_M" | "Q5_K_M":
                 return T.Q6_K if _more_bits(rank, n) else base
-            case "Q4_K_S" if self._arch != "falcon" and rank < n // 8:
+            case "Q4_K_S" if not falcon and rank < n // 8:
                 return T.Q5_K
             case "Q4_0" | "Q5_0" if self._has_importance and rank < n // 8:
                 return T.Q4_1 if base is T.Q4_0 else T.Q5_1

@@ -259,7 +259,9 @@ def _notes(
     odd = [
         info
         for info in source.tensors.values()
-        if is_quantized(info) and info.shape[-1] % 256 and mix.base in FALLBACKS
+        if is_quantized(info)
+        and info.shape[-1] % 256
+        and (mix.base in FALLBACKS or mix.falls_back(info))
     ]
     if odd:
         names = ", ".join(sorted({types[info.name].name for info in odd}))
