@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from insula.engine.backends import Choice, choose
+from insula.engine.backends import Choice, choose, require
 from insula.engine.context import PAGE_TOKENS, ContextPlan, kv_bytes_per_token, plan_context
 from insula.engine.engine import Engine
+from insula.engine.payoff import Payoff
 from insula.engine.request import Runner, TextEngine
+from insula.engine.speculation import Draft, NGram, Speculator, check_same_vocabulary
 from insula.errors import ConfigError, TokenizerError, UnsupportedError
 from insula.types import ModelInfo
 
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
 #: Taken for the trained context where a file does not say.
 UNKNOWN_CONTEXT = 4096
+
+#: Most tokens guessed at once where nobody says; fewer where fewer pay.
+NGRAM_TOKENS, DRAFT_TOKENS = 12, 5
+MAX_DRAFT_TOKENS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,8 @@ class Options:
     kv_memory: what the KV cache may take. available: the memory that is free. max_running: most
     requests that advance together. kv_bytes_of: bytes of KV cache per token from a file's
     metadata, asked for models that native does not know.
+    speculate: off, ngram, or the name of the draft model, whose file is `draft`. draft_tokens: most
+    tokens guessed at once per request.
     """
 
     n_ctx: int | None = None
@@ -51,6 +59,9 @@ class Options:
     available: int | None = None
     max_running: int = 16
     kv_bytes_of: Callable[[Mapping[str, Any]], int | None] | None = None
+    speculate: str = "off"
+    draft: Path | None = None
+    draft_tokens: int | None = None
 
     def plan(self, *, n_ctx_train: int, bytes_per_token: int) -> ContextPlan:
         return plan_context(
@@ -90,38 +101,33 @@ def _own(
 ) -> Loaded:
     """The native or the reference engine. `stack` closes the model if this fails."""
     graph = model.graph
-    runner: Runner
-    if choice.backend == "reference":
-        from insula.ops.reference import ReferenceRunner
-
-        kv_type = "f32"  # whatever was asked for: the reference rounds nothing
-        plan = options.plan(
-            n_ctx_train=graph.n_ctx_train, bytes_per_token=kv_bytes_per_token(graph, kv_type)
-        )
-        runner = ReferenceRunner(graph, model.gguf, n_pages=plan.n_pages, page_size=PAGE_TOKENS)
-    else:
-        from insula.engine.runner import NativeRunner
-
-        kv_type = options.kv_type
-        plan = options.plan(
-            n_ctx_train=graph.n_ctx_train, bytes_per_token=kv_bytes_per_token(graph, kv_type)
-        )
-        runner = NativeRunner(
-            graph,
-            model.gguf,
-            n_pages=plan.n_pages,
-            threads=options.n_threads,
-            kv_type="f32" if kv_type == "f32" else "f16",
-        )
-        # Everything is packed: the file's pages need not stay in memory beside that.
-        model.close()
+    # The reference rounds nothing, whatever was asked for.
+    kv_type = "f32" if choice.backend == "reference" else options.kv_type
+    draft = _open_draft(options, model, stack)
+    per_token = kv_bytes_per_token(graph, kv_type)
+    if draft is not None:  # it keeps as many tokens as the model
+        per_token += kv_bytes_per_token(draft.graph, kv_type)
+    plan = options.plan(n_ctx_train=graph.n_ctx_train, bytes_per_token=per_token)
+    runner = _runner(model, choice.backend, plan.n_pages, kv_type, options)
     stack.callback(runner.close)
+    speculator: Speculator | None = None
+    if draft is not None:
+        draft_runner = _runner(draft, choice.backend, plan.n_pages, kv_type, options)
+        speculator = Draft(draft_runner, name=options.speculate)
+        stack.callback(speculator.close)
+    elif options.speculate == "ngram":
+        speculator = NGram()
+    payoff = None
+    if speculator is not None:
+        most = options.draft_tokens or (NGRAM_TOKENS if draft is None else DRAFT_TOKENS)
+        payoff = Payoff(speculator, most=most)
     engine = Engine(
         runner,
         model.tokenizer,
         n_ctx=plan.n_ctx,
         reason=choice.reason,
         max_running=options.max_running,
+        payoff=payoff,
     )
     info = ModelInfo(
         name=name,
@@ -142,6 +148,7 @@ def _own(
         isa=engine.isa,
         threads=engine.threads,
         has_chat_template=model.tokenizer.chat_template is not None,
+        speculation=options.speculate,
         notes=(*graph.notes, *plan.notes),
     )
     stack.pop_all()
@@ -149,11 +156,45 @@ def _own(
     def close() -> None:
         engine.close()
         model.close()
+        if draft is not None:
+            draft.close()
 
     return Loaded(engine=engine, info=info, close=close)
 
 
+def _open_draft(options: Options, model: ModelFile, stack: ExitStack) -> ModelFile | None:
+    """The draft model, if there is one: ConfigError unless it has the model's vocabulary."""
+    if options.draft is None:
+        return None
+    from insula.models.load import open_model
+
+    draft = stack.enter_context(open_model(options.draft))
+    check_same_vocabulary(model.tokenizer, draft.tokenizer, name=options.speculate)
+    return draft
+
+
+def _runner(model: ModelFile, backend: str, n_pages: int, kv_type: str, options: Options) -> Runner:
+    if backend == "reference":
+        from insula.ops.reference import ReferenceRunner
+
+        return ReferenceRunner(model.graph, model.gguf, n_pages=n_pages, page_size=PAGE_TOKENS)
+    from insula.engine.runner import NativeRunner
+
+    runner = NativeRunner(
+        model.graph,
+        model.gguf,
+        n_pages=n_pages,
+        threads=options.n_threads,
+        kv_type="f32" if kv_type == "f32" else "f16",
+    )
+    # Everything is packed: the file's pages need not stay in memory beside that.
+    model.close()
+    return runner
+
+
 def _llamacpp(path: Path, name: str, choice: Choice, options: Options) -> Loaded:
+    if options.speculate != "off":
+        require(choice.backend, "speculation")
     from insula import _native
     from insula.engine.backends.llamacpp import LlamaCppEngine
     from insula.formats.gguf import GGUFFile
@@ -212,3 +253,11 @@ def _check_counts(options: Options) -> None:
         raise ConfigError(f"n_threads: found {n_threads}; allowed: 1 to 1024")
     if isinstance(max_running, bool) or not 1 <= max_running <= 256:
         raise ConfigError(f"max_running: found {max_running}; allowed: 1 to 256")
+    most = options.draft_tokens
+    if most is not None and (isinstance(most, bool) or not 1 <= most <= MAX_DRAFT_TOKENS):
+        raise ConfigError(f"draft_tokens: found {most}; allowed: 1 to {MAX_DRAFT_TOKENS}")
+    if most is not None and options.speculate == "off":
+        raise ConfigError(
+            f'draft_tokens: found {most}, and speculation is off; speculate="ngram" or a draft '
+            "model turns it on"
+        )

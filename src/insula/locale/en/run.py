@@ -6,6 +6,7 @@ TEXTS = {
     "context_full": "the answer ends here because the context is full; --ctx makes it larger",
     "dropped": "the oldest {turns} turns ({tokens} tokens) were dropped to make room",
     "stats": "prompt {prompt} tokens ({cached} cached) at {prefill}/s, first token after {first} s; answer {completion} tokens at {decode}/s; {engine} {isa}, {threads} threads, seed {seed}",
+    "stats_guesses": "; {accepted} of {proposed} guessed tokens accepted",
     "welcome": "{model}: write a message, /help for the commands, Ctrl-D to leave",
     "how_to_leave": "Ctrl-D or /bye leaves",
     "stopped": "(stopped)",

@@ -6,6 +6,7 @@ TEXTS = {
     "context_full": "la respuesta acaba aquí porque el contexto está lleno; --ctx lo amplía",
     "dropped": "se han olvidado los {turns} turnos más antiguos ({tokens} tokens) para hacer sitio",
     "stats": "pregunta de {prompt} tokens ({cached} en caché) a {prefill}/s, primer token a los {first} s; respuesta de {completion} tokens a {decode}/s; {engine} {isa}, {threads} hilos, semilla {seed}",
+    "stats_guesses": "; {accepted} de {proposed} tokens conjeturados aceptados",
     "welcome": "{model}: escribe un mensaje, /help para ver las órdenes, Ctrl-D para salir",
     "how_to_leave": "Ctrl-D o /bye para salir",
     "stopped": "(detenido)",
