@@ -495,6 +495,23 @@ def test_what_is_off_is_tried_again_and_what_is_on_compared() -> None:
     assert choices.count(False) == 2
 
 
+def test_an_answer_that_begins_to_copy_turns_it_on_before_the_next_try() -> None:
+    payoff, [seq] = Payoff(NGram(shortest=1), most=3), sequences(1)
+    measured(payoff, {1: 1.0, 2: 1.2, 3: 1.3, 4: 1.4})
+    judged(payoff, seq, 0.0)
+    payoff._since_try = 0
+    found: list[int] = []
+    steps = 0
+    while not found:
+        seq.append([5, 6, 7][steps % 3])
+        seq.n_computed = len(seq.ids) - 1
+        found = payoff.guess([seq], ()).get(seq, [])
+        steps += 1
+    assert steps < 20 < TRY_EVERY
+    assert found[0] == [5, 6, 7][steps % 3]
+    assert seq.draft_proposed == 0
+
+
 def test_steps_with_prompts_are_not_measured() -> None:
     payoff, [seq] = Payoff(NGram(), most=3), sequences(1)
     part = Slice(seq=seq, start=0, count=2, every_row=False)

@@ -64,9 +64,14 @@ class Payoff:
             for seq in running
             if seq.pending == 1 and not seq.wants_prompt_logits
         }
+        for seq in room:
+            self._compare_unrun(seq)
         count = self.choose(list(room)) if room else 0
         wanted = {seq: min(count, left) for seq, left in room.items() if min(count, left) > 0}
         if not wanted:
+            if not self.speculator.wants_cost and len(room) <= LARGE_BATCH:
+                for seq, guesses in self.speculator.propose(dict.fromkeys(room, 1)).items():
+                    seq.unrun_guess = (len(seq.ids), guesses[0]) if guesses else None
             return {}
         started = time.perf_counter()
         found = self.speculator.propose(wanted)
@@ -106,6 +111,18 @@ class Payoff:
     def judged(self, seq: Sequence, *, held: bool) -> None:
         """The model's token is known where a guess stood; behind a wrong one nobody looks."""
         seq.draft_accepted += held
+        self._learn(seq, held=held)
+
+    def _compare_unrun(self, seq: Sequence) -> None:
+        """A guess that costs nothing is made even while guessing is off, to see when it would
+        pay: where an answer begins to copy, the next step knows."""
+        if seq.unrun_guess is not None:
+            at, guess = seq.unrun_guess
+            if at < len(seq.ids):
+                self._learn(seq, held=seq.ids[at] == guess)
+            seq.unrun_guess = None
+
+    def _learn(self, seq: Sequence, *, held: bool) -> None:
         if seq.acceptance is None:
             seq.acceptance = self._acceptance
         seq.acceptance += SEQUENCE_WEIGHT * (held - seq.acceptance)

@@ -56,6 +56,7 @@ class Sequence:
         self.draft_proposed = 0
         self.draft_accepted = 0
         self.acceptance: float | None = None
+        self.unrun_guess: tuple[int, int] | None = None  # (index, token)
         self.done = False
         self._history = np.empty(self.n_prompt + 64, dtype=np.int32)
         self._history[: self.n_prompt] = self.ids
