@@ -24,7 +24,7 @@ from insula.engine.request import Request
 from insula.engine.runner import NativeRunner
 from insula.engine.sampling import Sampler
 from insula.engine.scheduler import Batch, Slice
-from insula.engine.speculation import Draft, NGram, check_same_vocabulary
+from insula.engine.speculation import DRAFT_SLICE, Draft, NGram, check_same_vocabulary
 from insula.errors import ConfigError, EngineError
 from insula.models.load import open_model
 from insula.types import SamplingParams
@@ -305,6 +305,39 @@ def test_the_distribution_of_guessed_tokens_is_the_models() -> None:
     chi_squared = sum((counts[k] - e) ** 2 / e for k, e in expected.items())
     assert set(counts) <= set(expected)
     assert chi_squared < 66.6  # the 99.9% quantile for 35 degrees: 36 pairs at most
+
+
+def test_a_draft_that_is_asked_again_says_the_same() -> None:
+    """As when a sequence gave way between the guess and the step."""
+    draft = Draft(PrefixRunner(n_pages=40), name="itself")
+    [seq] = sequences(1)
+    first = draft.propose({seq: 4})[seq]
+    assert len(first) == 4
+    assert draft.propose({seq: 4})[seq] == first
+    assert draft.propose({seq: 2})[seq] == first[:2]
+    seq.append(first[0])
+    assert draft.propose({seq: 3})[seq] == first[1:]
+
+
+def test_a_long_prompt_is_read_in_pieces() -> None:
+    draft = Draft(PrefixRunner(n_pages=400), name="itself")
+    engine = Engine(PrefixRunner(n_pages=400), ByteTokenizer(), n_ctx=1024)
+    seq = engine._sequence(Request(ids=tuple(i % 250 for i in range(2 * DRAFT_SLICE + 5))))
+    assert [len(draft.propose({seq: 2})[seq]) for _ in range(3)] == [0, 0, 2]
+    assert draft.runner.steps == [DRAFT_SLICE, DRAFT_SLICE, 5, 1]  # type: ignore[attr-defined]
+
+
+def test_a_draft_forgets_who_is_not_asked_for() -> None:
+    draft = Draft(PrefixRunner(n_pages=4), name="itself")
+    seqs = sequences(3)
+    for seq in seqs:
+        for _ in range(5):
+            seq.append(9)
+    found = [draft.propose({seq: 1})[seq] for seq in seqs]  # two pages each
+    assert all(found)
+    assert list(draft._states) == seqs[1:]
+    assert draft.propose({seqs[0]: 1})[seqs[0]] == found[0]
+    assert draft.propose(dict.fromkeys(seqs, 1))[seqs[0]] == found[0]
 
 
 def test_the_draft_draws_as_the_model_does() -> None:

@@ -209,10 +209,12 @@ class _DraftState:
 
         The last of ids is left to run even so: its logits are where guessing begins.
         """
+        last = len(seq.ids) - 1
         for token in self.guessed:
-            if self.n_read == len(seq.ids) - 1 or token != seq.ids[self.n_read]:
+            if self.n_read >= last or token != seq.ids[self.n_read]:
                 break
             self.n_read += 1
+        self.n_read = min(self.n_read, last)
         self.guessed = []
 
 
