@@ -340,6 +340,16 @@ def test_a_draft_forgets_who_is_not_asked_for() -> None:
     assert draft.propose(dict.fromkeys(seqs, 1))[seqs[0]] == found[0]
 
 
+def test_room_is_made_past_one_that_has_none_to_give() -> None:
+    draft = Draft(PrefixRunner(n_pages=2), name="itself")
+    holder, empty, other = sequences(3)
+    assert draft.propose({holder: 6})[holder]  # both pages
+    assert draft.propose({holder: 6, empty: 1})[empty] == []
+    draft._states = {empty: draft._states[empty], holder: draft._states[holder]}
+    assert len(draft.propose({other: 1})[other]) == 1
+    assert list(draft._states) == [other]
+
+
 def test_the_draft_draws_as_the_model_does() -> None:
     """From the same distribution it guesses every token, at any temperature."""
     params = SamplingParams(seed=5, temperature=1.5, max_tokens=30, ignore_eos=True)

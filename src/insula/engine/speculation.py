@@ -181,7 +181,7 @@ class Draft:
         self._states[seq] = state
         wanted = -(-n // self.runner.page_size)
         while len(state.pages) < wanted:
-            if self._pool.n_free == 0:
+            while self._pool.n_free == 0:  # one that found no room has none to give
                 idle = next((s for s in self._states if s not in asked), None)
                 if idle is None:
                     return False
