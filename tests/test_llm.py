@@ -258,6 +258,9 @@ def test_the_reference_engine_gives_the_same_answer(tiny_model: Path, shared_llm
         {"kv_memory": -5},
         {"kv_memory": "1K"},
         {"max_running": 0},
+        {"draft_tokens": 4},
+        {"draft_tokens": 0, "speculate": "ngram"},
+        {"draft_tokens": 33, "speculate": "ngram"},
     ],
 )
 def test_a_wrong_setting_is_refused(tiny_model: Path, options: dict) -> None:
@@ -271,6 +274,44 @@ def test_a_wrong_setting_is_refused(tiny_model: Path, options: dict) -> None:
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         LLM(tmp_path / "nothing.gguf")
+
+
+@pytest.mark.parametrize("speculate", ["ngram", "draft"])
+def test_speculation_changes_no_answer(tiny_model: Path, shared_llm: LLM, speculate: str) -> None:
+    with LLM(
+        tiny_model, speculate=tiny_model if speculate == "draft" else speculate, draft_tokens=3
+    ) as llm:
+        name = tiny_model.name if speculate == "draft" else "ngram"
+        assert llm.model_info.speculation == name
+        guesses = 0
+        for options in (
+            {"temperature": 0},
+            {"temperature": 0, "logit_bias": {70: 100.0}},
+            {"seed": 3},
+            {"seed": 4, "repeat_penalty": 1.3},
+        ):
+            for prompt in ("the sea the sea the sea the", "no"):
+                params = SamplingParams(max_tokens=40, ignore_eos=True, logprobs=1, **options)
+                found, plain = llm.generate(prompt, params), shared_llm.generate(prompt, params)
+                assert found.logprobs == plain.logprobs
+                assert found.text == plain.text
+                assert found.report.draft_accepted <= found.report.draft_proposed
+                guesses += found.report.draft_proposed
+        assert guesses > 0
+    assert shared_llm.model_info.speculation == "off"
+
+
+def test_a_draft_counts_towards_the_kv_cache(tiny_model: Path, shared_llm: LLM) -> None:
+    with LLM(tiny_model, speculate=tiny_model) as llm:
+        assert llm.model_info.kv_bytes == 2 * shared_llm.model_info.kv_bytes
+
+
+def test_a_draft_of_another_vocabulary_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    other = write_tiny(tmp_path / "other.gguf", spare="reserved")
+    with pytest.raises(ConfigError, match=r"draft model other\.gguf: its token \d+ is"):
+        LLM(tiny_model, speculate=other)
+    with pytest.raises(NotFoundError):
+        LLM(tiny_model, speculate=tmp_path / "nothing.gguf")
 
 
 def test_after_close_nothing_runs(tiny_model: Path) -> None:

@@ -29,10 +29,11 @@ def write_tiny(
     context: int = CONTEXT,
     width: int = WIDTH,
     hidden: int = HIDDEN,
+    spare: str = "unused",
 ) -> Path:
-    """Write the model to `path`."""
+    """Write the model to `path`. spare: what the vocabulary's last tokens are called."""
     tokens = [*SPECIAL, *byte_alphabet(), *("".join(merge.split(" ")) for merge in MERGES)]
-    tokens += [f"<|unused{i}|>" for i in range(320 - len(tokens))]
+    tokens += [f"<|{spare}{i}|>" for i in range(320 - len(tokens))]
     kinds = [3 if token.startswith("<|") else 1 for token in tokens]
     writer = GGUFWriter(path)
     writer.add("general.architecture", "llama")

@@ -54,6 +54,8 @@ class LLM:
         kv_type: str = "f16",
         kv_memory: int | str | None = None,
         max_running: int = 16,
+        speculate: str | os.PathLike[str] = "off",
+        draft_tokens: int | None = None,
         download: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -68,6 +70,12 @@ class LLM:
         kv_memory: what the KV cache may take, in bytes or such as "2G"; None: 1 GiB or a
             quarter of the free memory, whichever is less.
         max_running: most requests that advance together; others wait their turn.
+        speculate: guess tokens and confirm several in one step, which changes no result: "off",
+            "ngram" (what followed the same tokens earlier: copies, edits, code), or a draft
+            model's path or name: a smaller one with the same vocabulary. Off by itself where it
+            does not pay; the report counts guesses (draft_proposed, draft_accepted).
+        draft_tokens: most tokens guessed at once per request; None: 12 with "ngram", 5 with a
+            draft model.
         download: fetch a model that is not here yet; progress is told how far it is.
 
         Raises ConfigError, NotFoundError, FormatError, UnsupportedError, TokenizerError,
@@ -80,6 +88,9 @@ class LLM:
         if kv_memory is None:
             kv_memory = env.kv_memory
         found = locate(model, allow_download=download, progress=progress)
+        draft = None
+        if speculate not in ("off", "ngram"):
+            draft = locate(speculate, allow_download=download, progress=progress)
         loaded = load(
             found.path,
             name=found.path.name if found.origin == "path" else found.name,
@@ -92,6 +103,13 @@ class LLM:
                 available=advice.memory().available,
                 max_running=max_running,
                 kv_bytes_of=advice.kv_bytes_per_token,
+                speculate=os.fspath(speculate)
+                if draft is None
+                else draft.path.name
+                if draft.origin == "path"
+                else draft.name,
+                draft=None if draft is None else draft.path,
+                draft_tokens=draft_tokens,
             ),
         )
         self.model_info: ModelInfo = loaded.info

@@ -79,7 +79,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What happened to one request. Nothing is silent."""
+    """What happened to one request. Nothing is silent.
+
+    draft_proposed, draft_accepted: tokens that speculation guessed, and those that held.
+    """
 
     engine: str
     engine_reason: str
@@ -94,6 +97,8 @@ class Report:
     decode_tokens_per_second: float
     dropped_turns: int = 0
     dropped_tokens: int = 0
+    draft_proposed: int = 0
+    draft_accepted: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -131,7 +136,10 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What was loaded and how it runs. Sizes in bytes, contexts in tokens."""
+    """What was loaded and how it runs. Sizes in bytes, contexts in tokens.
+
+    speculation: off, ngram, or the draft model's name.
+    """
 
     name: str
     path: str
@@ -151,6 +159,7 @@ class ModelInfo:
     isa: str
     threads: int
     has_chat_template: bool
+    speculation: str = "off"
     notes: tuple[str, ...] = ()
 
 

@@ -25,6 +25,11 @@ def test_auto_takes_llamacpp_and_the_report_says_why(qwen2_path: Path) -> None:
         assert (report.engine, report.engine_reason) == ("llamacpp", info.engine_reason)
 
 
+def test_speculation_is_not_its_own(qwen2_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="llamacpp backend has no speculation"):
+        LLM(qwen2_path, n_ctx=128, speculate="ngram")
+
+
 def test_everything_that_it_can(qwen2_path: Path) -> None:
     with LLM(qwen2_path, n_ctx=256, n_threads=1) as llm:
         whole = llm.generate("the inner", **PLAIN)

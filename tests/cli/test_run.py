@@ -118,6 +118,29 @@ def test_figures_on_standard_error(insula, tiny):
     assert "native" in done.stderr
 
 
+@pytest.mark.parametrize("speculate", ["ngram", "itself"])
+def test_speculation_changes_no_answer(insula, tiny, speculate):
+    plain = answer(insula("run", str(tiny), "hello", *SEEDED, "--json"))
+    name = str(tiny) if speculate == "itself" else speculate
+    options = (*SEEDED, "--speculate", name, "--draft-tokens", "3")
+    found = answer(insula("run", str(tiny), "hello", *options, "--json"))
+    assert found["token_ids"] == plain["token_ids"]
+    assert found["report"]["draft_accepted"] <= found["report"]["draft_proposed"]
+    assert plain["report"]["draft_proposed"] == 0
+    if speculate == "itself":
+        done = insula("run", str(tiny), "hello", *options, "--stats", LANG="es")
+        assert "tokens conjeturados aceptados" in done.stderr
+
+
+def test_a_draft_model_that_does_not_fit_is_one_line(insula, tiny, tmp_path):
+    other = write_tiny(tmp_path / "other.gguf", spare="reserved")
+    line = failed(insula("run", str(tiny), "hello", "--speculate", str(other)), 2)
+    assert "other.gguf" in line
+    assert "vocabularies" in line
+    line = failed(insula("run", str(tiny), "hello", "--draft-tokens", "3"), 2)
+    assert "speculation is off" in line
+
+
 @pytest.mark.parametrize("stdin", ["", "  \n\t\n"])
 @pytest.mark.parametrize("prompt", [[], [""], [" \n"]])
 def test_an_empty_prompt(insula, tiny, prompt, stdin):

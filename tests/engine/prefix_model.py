@@ -7,6 +7,7 @@ through the table, so that one wrong, stale or overwritten position changes what
 from __future__ import annotations
 
 import codecs
+import functools
 import hashlib
 
 import numpy as np
@@ -67,9 +68,16 @@ class PrefixRunner:
 
 def logits_after(ids, n_vocab: int = N_VOCAB) -> np.ndarray:
     """float32 [n_vocab], a function of the prefix."""
-    digest = hashlib.blake2b(np.asarray(ids, dtype="<i8").tobytes(), digest_size=8).digest()
+    return _logits(np.asarray(ids, dtype="<i8").tobytes(), n_vocab)
+
+
+@functools.lru_cache(maxsize=20_000)
+def _logits(prefix: bytes, n_vocab: int) -> np.ndarray:
+    digest = hashlib.blake2b(prefix, digest_size=8).digest()
     random = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-    return random.standard_normal(n_vocab, dtype=np.float32) * 3
+    logits = random.standard_normal(n_vocab, dtype=np.float32) * 3
+    logits.flags.writeable = False
+    return logits
 
 
 class ScriptRunner(PrefixRunner):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -170,7 +171,7 @@ def test_the_report_counts_and_times() -> None:
     assert report.prompt_tokens_per_second > 0
     assert report.decode_tokens_per_second > 0
     assert report.notes == ("n",)
-    again = SamplingParams(temperature=1.0, max_tokens=5, seed=report.seed)
+    again = dataclasses.replace(params, seed=report.seed)
     same = engine().submit(Request(ids=(1, 2, 3), params=again)).result()
     assert same.token_ids == handle.result().token_ids
 

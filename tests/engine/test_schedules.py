@@ -11,8 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.prefix_model import ByteTokenizer, PrefixRunner, logits_after
 from insula.engine.engine import Engine
+from insula.engine.payoff import Payoff
 from insula.engine.request import Request
 from insula.engine.sampling import Sampler
+from insula.engine.speculation import Draft, NGram
 from insula.types import SamplingParams
 
 N_VOCAB = 12  # small, so that prompts share prefixes
@@ -41,6 +43,26 @@ def alone(ids: tuple[int, ...], seed: int, max_tokens: int) -> tuple[int, ...]:
     return tuple(history[len(ids) :])
 
 
+class PoorRunner(PrefixRunner):
+    """Mostly of the other model's opinion."""
+
+    def step(self, tokens, positions, rows, tables, logit_rows):
+        logits = super().step(tokens, positions, rows, tables, logit_rows)
+        logits[:, :3] += 1.5
+        return logits
+
+
+def payoff(speculation: str, guesses: int) -> Payoff | None:
+    """Speculation at every step. A draft's few pages make it forget and read again."""
+    if speculation == "off":
+        return None
+    if speculation == "ngram":
+        return Payoff(NGram(shortest=1), most=guesses, always=True)
+    kind = PrefixRunner if speculation == "draft" else PoorRunner
+    draft = Draft(kind(n_pages=11, page_size=3, n_vocab=N_VOCAB), name=speculation)
+    return Payoff(draft, most=guesses, always=True)
+
+
 def params_for(seed: int, max_tokens: int) -> SamplingParams:
     """Odd seeds with what keeps a state or tosses a coin besides."""
     return SamplingParams(
@@ -63,8 +85,12 @@ class Schedules(RuleBasedStateMachine):
         n_pages=st.sampled_from([6, 7, 8, 14]),
         max_running=st.integers(1, 5),
         budget=st.integers(1, 24),
+        speculation=st.sampled_from(["off", "ngram", "draft", "poor draft"]),
+        guesses=st.integers(1, 9),
     )
-    def start(self, n_pages: int, max_running: int, budget: int) -> None:
+    def start(
+        self, n_pages: int, max_running: int, budget: int, speculation: str, guesses: int
+    ) -> None:
         self.runner = PrefixRunner(n_pages=n_pages, page_size=4, n_vocab=N_VOCAB)
         self.engine = Engine(
             self.runner,
@@ -72,6 +98,7 @@ class Schedules(RuleBasedStateMachine):
             n_ctx=24,
             max_running=max_running,
             step_tokens=budget,
+            payoff=payoff(speculation, guesses),
         )
         self.live: list = []
 
@@ -157,6 +184,8 @@ class Schedules(RuleBasedStateMachine):
         assert {p: holders[p] for p in range(pool.n_pages)} == dict(enumerate(pool.refs.tolist()))
         assert sorted(pool._free) == [p for p in range(pool.n_pages) if not holders[p]]
         assert set(tree) == {p for p in range(pool.n_pages) if pool.kept[p]}
+        for node in scheduler.cache._nodes():  # what is shared is what was computed
+            assert tuple(self.runner.tokens[node.page][: len(node.tokens)]) == node.tokens
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):

@@ -56,7 +56,7 @@ def remarks(completion: Completion, *, limited: bool, known: tuple[str, ...]) ->
 
 def statistics(report: Report) -> str:
     """One line of figures."""
-    return text(
+    line = text(
         "run.stats",
         prompt=report.prompt_tokens,
         cached=report.cached_tokens,
@@ -69,6 +69,11 @@ def statistics(report: Report) -> str:
         threads=report.threads,
         seed=report.seed,
     )
+    if report.draft_proposed:
+        line += text(
+            "run.stats_guesses", accepted=report.draft_accepted, proposed=report.draft_proposed
+        )
+    return line
 
 
 def document(completion: Completion, model: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from insula.security.small_file import NotRegularError, TooLongError, read_small
 
 if TYPE_CHECKING:
     from insula.chat.prompt import Overflow
+    from insula.hub.resolve import Located
     from insula.llm import LLM
 
 
@@ -109,6 +110,13 @@ def run(
     engine: Annotated[
         str | None, typer.Option("--engine", metavar="NAME", help=text("help.engine"))
     ] = None,
+    speculate: Annotated[
+        str | None,
+        typer.Option("--speculate", metavar="off|ngram|MODEL", help=text("help.speculate")),
+    ] = None,
+    draft_tokens: Annotated[
+        int | None, typer.Option("--draft-tokens", metavar="N", help=text("help.draft_tokens"))
+    ] = None,
     overflow: Annotated[
         str | None, typer.Option("--overflow", metavar="POLICY", help=text("help.overflow"))
     ] = None,
@@ -165,7 +173,13 @@ def run(
         raise ConfigError(text("run.empty_prompt"))
     system = None if system is None else checked(system)
     template = None if template is None else _template(template)
-    options = given(n_ctx=ctx, n_threads=threads, engine=engine)
+    options = given(
+        n_ctx=ctx,
+        n_threads=threads,
+        engine=engine,
+        speculate=speculate,
+        draft_tokens=draft_tokens,
+    )
     with _model(model or catalog.DEFAULT_MODEL, options) as llm:
         if question is not None:
             one_answer.give(
@@ -268,12 +282,19 @@ def _template(choice: str) -> str:
 
 @contextmanager
 def _model(name: str, options: dict[str, Any]) -> Iterator[LLM]:
-    """The model, downloaded first if it is not here yet."""
-    with TransferDisplay() as display:
-        located = locate(name, allow_download=True, progress=display)
-    if located.manifest is not None and located.manifest.licence and display.used:
-        note(text("pull.licence", licence=located.manifest.licence))
+    """The model and its draft model, downloaded first if they are not here yet."""
+    located = _located(name)
+    if options.get("speculate", "off") not in ("off", "ngram"):
+        options = {**options, "speculate": _located(options["speculate"]).name}
     from insula.llm import LLM
 
     with LLM(located.name, **options) as llm:
         yield llm
+
+
+def _located(name: str) -> Located:
+    with TransferDisplay() as display:
+        located = locate(name, allow_download=True, progress=display)
+    if located.manifest is not None and located.manifest.licence and display.used:
+        note(text("pull.licence", licence=located.manifest.licence))
+    return located

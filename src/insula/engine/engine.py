@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 
 from insula.engine.breakers import BreakerTable
 from insula.engine.interrupts import HeldInterrupts
+from insula.engine.payoff import Payoff
 from insula.engine.request import Request, Runner, Tokenizer
 from insula.engine.sampling import Sampler, draw_seed, validate, wants_breakers
-from insula.engine.scheduler import Batch, Scheduler
+from insula.engine.scheduler import Batch, Scheduler, Slice
 from insula.engine.sequence import EngineFacts, Output, Sequence
 from insula.errors import ConfigError, ContextOverflowError, EngineError, InsulaError
 from insula.types import Chunk, Completion, TokenLogprob
@@ -57,10 +58,12 @@ class Engine:
         reason: str = "",
         max_running: int = 16,
         step_tokens: int | None = None,
+        payoff: Payoff | None = None,
     ) -> None:
         """n_ctx: most tokens of one request; the runner's pages must hold at least that many.
 
         step_tokens: most tokens per step; None adapts it to SLICE_SECONDS.
+        payoff: speculation, and when it pays; None: none.
         """
         capacity = runner.n_pages * runner.page_size
         if not 1 <= n_ctx <= capacity:
@@ -76,6 +79,7 @@ class Engine:
         self._adapt = step_tokens is None
         self._budget = MIN_SLICE if step_tokens is None else step_tokens
         self._max_running = max_running
+        self._payoff = payoff
         self.scheduler = self._new_scheduler()
         self._turn = threading.Condition(threading.Lock())
         self._stepping = False
@@ -134,6 +138,8 @@ class Engine:
             for seq in [*self.scheduler.running, *self.scheduler.waiting]:
                 self._end_cancelled(seq)
             self.runner.close()
+            if self._payoff is not None:
+                self._payoff.speculator.close()
             self._turn.notify_all()
 
     def __enter__(self) -> Engine:
@@ -251,7 +257,9 @@ class Engine:
         seq.output.finish(seq, "cancelled", time.perf_counter())
 
     def _step(self) -> bool:
-        batch = self.scheduler.plan()
+        payoff = self._payoff
+        guesses = payoff.guess(self.scheduler.running, self.tokenizer.eog_ids) if payoff else {}
+        batch = self.scheduler.plan(guesses)
         if not batch.slices:
             return False
         started = time.perf_counter()
@@ -262,6 +270,8 @@ class Engine:
         now = time.perf_counter()
         self.scheduler.computed(batch)
         self._set_budget(batch, now - started)
+        if payoff is not None:
+            payoff.ran(batch, now - started)
         for part, row in zip(batch.slices, first_row, strict=True):
             seq = part.seq
             try:
@@ -269,7 +279,7 @@ class Engine:
                     self._deliver(seq, part.start, logits_RV[row : row + part.count])
                     row += part.count - 1
                 if seq.pending == 0:
-                    self._next_token(seq, logits_RV, row, now)
+                    self._next_tokens(part, logits_RV[row:], now)
             except Exception as error:  # noqa: BLE001 - the caller's callback may raise anything
                 self.scheduler.finish(seq)
                 seq.output.fail(error)
@@ -279,7 +289,7 @@ class Engine:
         """Run the slices. Returns logits and, per slice, its first row in them."""
         for source, destination in batch.copies:
             self.runner.copy_page(source, destination)
-        counts = [part.count for part in batch.slices]
+        counts = [part.count + len(part.guesses) for part in batch.slices]
         tokens = np.empty(sum(counts), dtype=np.int32)
         positions = np.empty_like(tokens)
         rows = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
@@ -287,17 +297,18 @@ class Engine:
         wanted: list[int] = []
         first_row: list[int] = []
         at = 0
-        for part in batch.slices:
+        for part, count in zip(batch.slices, counts, strict=True):
             end = part.start + part.count
             tokens[at : at + part.count] = part.seq.history[part.start : end]
-            positions[at : at + part.count] = np.arange(part.start, end)
+            tokens[at + part.count : at + count] = part.guesses
+            positions[at : at + count] = np.arange(part.start, part.start + count)
             tables.append(np.array(part.seq.pages, dtype=np.int32))
             first_row.append(len(wanted))
-            at += part.count
             if part.every_row:
-                wanted.extend(range(at - part.count, at))
+                wanted.extend(range(at, at + count))
             elif end == len(part.seq.ids) and part.seq.params.max_tokens != 0:
-                wanted.append(at - 1)
+                wanted.extend(range(at + part.count - 1, at + count))
+            at += count
         logit_rows = np.array(wanted, dtype=np.int32)
         return self.runner.step(tokens, positions, rows, tables, logit_rows), first_row
 
@@ -309,15 +320,37 @@ class Engine:
         seq.n_delivered += len(logits_TV)
         callback(start, logits_TV)
 
+    def _next_tokens(self, part: Slice, logits_RV: NDArray[np.float32], now: float) -> None:
+        """The next token, and one more for each guess that it and those after it confirm.
+
+        Each is drawn as it would be in a step of its own: from logits of the same prefix, with
+        the history that has the tokens before it. A guess has no part in it.
+        """
+        seq = part.seq
+        seq.draft_proposed += len(part.guesses)
+        for row, guess in enumerate((*part.guesses, None)):
+            if not self._next_token(seq, logits_RV, row, guess, now):
+                return
+            if seq.ids[-1] != guess:
+                break
+            self.scheduler.held(seq)
+        if part.guesses:
+            self.scheduler.drop_guesses(seq)
+
     def _next_token(
-        self, seq: Sequence, logits_RV: NDArray[np.float32], row: int, now: float
-    ) -> None:
-        """Sample, show, and see whether that was the end."""
+        self,
+        seq: Sequence,
+        logits_RV: NDArray[np.float32],
+        row: int,
+        guess: int | None,
+        now: float,
+    ) -> bool:
+        """Sample, show, and see whether that was the end. Returns whether it goes on."""
         params, output = seq.params, seq.output
         if params.max_tokens == 0:
             self.scheduler.finish(seq)
             output.finish(seq, "length", now)
-            return
+            return False
         chosen = seq.sampler(
             logits_RV[row],
             seq.history,
@@ -327,10 +360,12 @@ class Engine:
         )
         seq.mirostat_mu = chosen.mirostat_mu
         token_id = chosen.token_id
+        if self._payoff is not None and guess is not None:
+            self._payoff.judged(seq, held=token_id == guess)
         if token_id in self.tokenizer.eog_ids and not params.ignore_eos:
             self.scheduler.finish(seq)
             output.finish(seq, "stop", now)
-            return
+            return False
         logprob = None
         if chosen.logprob is not None:
             bytes_of = self.tokenizer.token_bytes
@@ -345,10 +380,11 @@ class Engine:
         if stopped or seq.n_generated == params.max_tokens or len(seq.ids) == seq.limit:
             self.scheduler.finish(seq)
             output.finish(seq, "stop" if stopped else "length", now)
+        return not seq.done
 
     def _set_budget(self, batch: Batch, seconds: float) -> None:
         """Fit the step to the machine. Results do not depend on it."""
-        n = sum(part.count for part in batch.slices)
+        n = sum(part.count + len(part.guesses) for part in batch.slices)
         if self._adapt and n >= MIN_SLICE // 2 and seconds > 0:
             fitting = int(n / seconds * SLICE_SECONDS) // MIN_SLICE * MIN_SLICE
             self.scheduler.budget = max(MIN_SLICE, min(MAX_SLICE, fitting))
@@ -364,6 +400,8 @@ class Engine:
             seq.output.fail(failure)
         self._budget = self.scheduler.budget
         self.scheduler = self._new_scheduler()
+        if self._payoff is not None:
+            self._payoff.speculator.reset()
 
     def _new_scheduler(self) -> Scheduler:
         return Scheduler(

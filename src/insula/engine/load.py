@@ -13,7 +13,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from insula.engine.backends import Choice, choose
+from insula.engine.backends import Choice, choose, require
 from insula.engine.context import (
     MAX_CONTEXT,
     PAGE_TOKENS,
@@ -22,7 +22,9 @@ from insula.engine.context import (
     plan_context,
 )
 from insula.engine.engine import Engine
+from insula.engine.payoff import Payoff
 from insula.engine.request import Runner, TextEngine
+from insula.engine.speculation import Draft, NGram, Speculator, check_same_vocabulary
 from insula.errors import ConfigError, TokenizerError, UnsupportedError
 from insula.types import ModelInfo
 
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 #: Taken for the trained context where a file does not say.
 UNKNOWN_CONTEXT = 4096
 MAX_THREADS, MAX_RUNNING = 1024, 256
+
+#: Most tokens guessed at once where nobody says; fewer where fewer pay.
+NGRAM_TOKENS, DRAFT_TOKENS = 12, 5
+MAX_DRAFT_TOKENS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,8 @@ class Options:
     kv_memory: what the KV cache may take. available: the memory that is free. max_running: most
     requests that advance together. kv_bytes_of: bytes of KV cache per token from a file's
     metadata, asked for models that native does not know.
+    speculate: off, ngram, or the name of the draft model, whose file is `draft`. draft_tokens: most
+    tokens guessed at once per request.
     """
 
     n_ctx: int | None = None
@@ -59,6 +67,9 @@ class Options:
     available: int | None = None
     max_running: int = 16
     kv_bytes_of: Callable[[Mapping[str, Any]], int | None] | None = None
+    speculate: str = "off"
+    draft: Path | None = None
+    draft_tokens: int | None = None
 
     def plan(self, *, n_ctx_train: int, bytes_per_token: int) -> ContextPlan:
         return plan_context(
@@ -98,38 +109,33 @@ def _own(
 ) -> Loaded:
     """The native or the reference engine. `stack` closes the model if this fails."""
     graph = model.graph
-    runner: Runner
-    if choice.backend == "reference":
-        from insula.ops.reference import ReferenceRunner
-
-        kv_type = "f32"  # whatever was asked for: the reference rounds nothing
-        plan = options.plan(
-            n_ctx_train=graph.n_ctx_train, bytes_per_token=kv_bytes_per_token(graph, kv_type)
-        )
-        runner = ReferenceRunner(graph, model.gguf, n_pages=plan.n_pages, page_size=PAGE_TOKENS)
-    else:
-        from insula.engine.runner import NativeRunner
-
-        kv_type = options.kv_type
-        plan = options.plan(
-            n_ctx_train=graph.n_ctx_train, bytes_per_token=kv_bytes_per_token(graph, kv_type)
-        )
-        runner = NativeRunner(
-            graph,
-            model.gguf,
-            n_pages=plan.n_pages,
-            threads=options.n_threads,
-            kv_type="f32" if kv_type == "f32" else "f16",
-        )
-        # Everything is packed: the file's pages need not stay in memory beside that.
-        model.close()
+    # The reference rounds nothing, whatever was asked for.
+    kv_type = "f32" if choice.backend == "reference" else options.kv_type
+    draft = _open_draft(options, model, stack)
+    per_token = kv_bytes_per_token(graph, kv_type)
+    if draft is not None:  # it keeps as many tokens as the model
+        per_token += kv_bytes_per_token(draft.graph, kv_type)
+    plan = options.plan(n_ctx_train=graph.n_ctx_train, bytes_per_token=per_token)
+    runner = _runner(model, choice.backend, plan.n_pages, kv_type, options)
     stack.callback(runner.close)
+    speculator: Speculator | None = None
+    if draft is not None:
+        draft_runner = _runner(draft, choice.backend, plan.n_pages, kv_type, options)
+        speculator = Draft(draft_runner, name=options.speculate)
+        stack.callback(speculator.close)
+    elif options.speculate == "ngram":
+        speculator = NGram()
+    payoff = None
+    if speculator is not None:
+        most = options.draft_tokens or (NGRAM_TOKENS if draft is None else DRAFT_TOKENS)
+        payoff = Payoff(speculator, most=most)
     engine = Engine(
         runner,
         model.tokenizer,
         n_ctx=plan.n_ctx,
         reason=choice.reason,
         max_running=options.max_running,
+        payoff=payoff,
     )
     info = ModelInfo(
         name=name,
@@ -150,6 +156,7 @@ def _own(
         isa=engine.isa,
         threads=engine.threads,
         has_chat_template=model.tokenizer.chat_template is not None,
+        speculation=options.speculate,
         notes=(*graph.notes, *plan.notes),
     )
     stack.pop_all()
@@ -157,11 +164,45 @@ def _own(
     def close() -> None:
         engine.close()
         model.close()
+        if draft is not None:
+            draft.close()
 
     return Loaded(engine=engine, info=info, close=close)
 
 
+def _open_draft(options: Options, model: ModelFile, stack: ExitStack) -> ModelFile | None:
+    """The draft model, if there is one: ConfigError unless it has the model's vocabulary."""
+    if options.draft is None:
+        return None
+    from insula.models.load import open_model
+
+    draft = stack.enter_context(open_model(options.draft))
+    check_same_vocabulary(model.tokenizer, draft.tokenizer, name=options.speculate)
+    return draft
+
+
+def _runner(model: ModelFile, backend: str, n_pages: int, kv_type: str, options: Options) -> Runner:
+    if backend == "reference":
+        from insula.ops.reference import ReferenceRunner
+
+        return ReferenceRunner(model.graph, model.gguf, n_pages=n_pages, page_size=PAGE_TOKENS)
+    from insula.engine.runner import NativeRunner
+
+    runner = NativeRunner(
+        model.graph,
+        model.gguf,
+        n_pages=n_pages,
+        threads=options.n_threads,
+        kv_type="f32" if kv_type == "f32" else "f16",
+    )
+    # Everything is packed: the file's pages need not stay in memory beside that.
+    model.close()
+    return runner
+
+
 def _llamacpp(path: Path, name: str, choice: Choice, options: Options) -> Loaded:
+    if options.speculate != "off":
+        require(choice.backend, "speculation")
     from insula import _native
     from insula.engine.backends.llamacpp import LlamaCppEngine
     from insula.formats.gguf import GGUFFile
@@ -221,6 +262,7 @@ def _checked(options: Options) -> Options:
         ("n_ctx", MAX_CONTEXT),
         ("n_threads", MAX_THREADS),
         ("max_running", MAX_RUNNING),
+        ("draft_tokens", MAX_DRAFT_TOKENS),
     ):
         value = getattr(options, name)
         if value is None and name != "max_running":
@@ -232,4 +274,9 @@ def _checked(options: Options) -> Options:
         ):
             raise ConfigError(f"{name}: found {value!r}; allowed: 1 to {most}")
         counts[name] = int(value)
+    if options.draft_tokens is not None and options.speculate == "off":
+        raise ConfigError(
+            f"draft_tokens: found {options.draft_tokens}, and speculation is off; "
+            'speculate="ngram" or a draft model turns it on'
+        )
     return replace(options, **counts)

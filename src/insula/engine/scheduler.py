@@ -16,7 +16,8 @@ The scheduler calls no runner and reads no clock.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,12 +30,16 @@ MOST_HELD = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Run ids[start : start + count] of one sequence. every_row: logits of each, not the last."""
+    """Run ids[start : start + count] of one sequence, and behind them the guesses.
+
+    every_row: logits of each, not the last. With guesses, logits of the last and of each guess.
+    """
 
     seq: Sequence
     start: int
     count: int
     every_row: bool
+    guesses: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +76,12 @@ class Scheduler:
     def add(self, seq: Sequence) -> None:
         self.waiting.append(seq)
 
-    def plan(self) -> Batch:
-        """The next batch; empty if there is nothing to do."""
+    def plan(self, guesses: Mapping[Sequence, list[int]] | None = None) -> Batch:
+        """The next batch; empty if there is nothing to do.
+
+        guesses: tokens that may follow a decoding sequence's ids. They run where there is room:
+        nobody gives way for a guess, and no cached prefix goes.
+        """
         copies: list[tuple[int, int]] = []
         slices = [
             self._slice(seq, 1)
@@ -80,7 +89,14 @@ class Scheduler:
             # One that comes late in this list may have given way to one before it.
             if seq.pending == 1 and seq in self.running and self._grow(seq)
         ]
-        budget = max(1, self.budget - len(slices))  # prompts always move on
+        budget = self.budget - len(slices)
+        if guesses:
+            room = min(budget - 1, self.logit_rows - len(slices))
+            for i, part in enumerate(slices):
+                slices[i] = self._with_guesses(part, guesses.get(part.seq, [])[: max(0, room)])
+                room -= len(slices[i].guesses)
+                budget -= len(slices[i].guesses)
+        budget = max(1, budget)  # prompts always move on
         for seq in self.running:
             if seq.pending > 1 and budget > 0:
                 slices.append(self._slice(seq, budget))
@@ -105,6 +121,17 @@ class Scheduler:
         for part in batch.slices:
             part.seq.n_computed = part.start + part.count
             self._keep_full_pages(part.seq)
+
+    def held(self, seq: Sequence) -> None:
+        """A guess became the sequence's next token: it has keys and values already."""
+        seq.n_computed += 1
+        self._keep_full_pages(seq)
+
+    def drop_guesses(self, seq: Sequence) -> None:
+        """Give back pages that only wrong guesses needed. What is written in others stays there
+        and is written over."""
+        while len(seq.pages) > -(-seq.n_computed // self.page_size):
+            self.pool.release(seq.pages.pop())
 
     def finish(self, seq: Sequence) -> None:
         """The sequence is over, running or waiting: its pages go to the prefix cache."""
@@ -166,6 +193,14 @@ class Scheduler:
             self.pool.release(match.tail)
         self.pool.share(source)
         return Match(pages=match.pages, node=match.node, tail=source, tail_tokens=best)
+
+    def _with_guesses(self, part: Slice, guesses: list[int]) -> Slice:
+        """The slice with as many guesses as find a place in its pages and in free ones."""
+        seq, size = part.seq, self.page_size
+        end = part.start + part.count
+        while self.pool.n_free and len(seq.pages) * size < end + len(guesses):
+            seq.pages.append(self.pool.take())
+        return replace(part, guesses=tuple(guesses[: len(seq.pages) * size - end]))
 
     def _admit(self, seq: Sequence, copies: list[tuple[int, int]]) -> bool:
         """Give a waiting sequence the pages for all its tokens so far, cached ones shared."""

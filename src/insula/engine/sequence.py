@@ -53,6 +53,11 @@ class Sequence:
         self.n_kept = 0  # pages of ours that the prefix tree has
         self.cached_tokens: int | None = None
         self.preemptions = 0
+        # Speculation: guesses run, guesses that held, their running share (None: no guess yet).
+        self.draft_proposed = 0
+        self.draft_accepted = 0
+        self.acceptance: float | None = None
+        self.unrun_guess: tuple[int, int] | None = None  # (index, token)
         self.done = False
         self._history = np.empty(self.n_prompt + 64, dtype=np.int32)
         self._history[: self.n_prompt] = self.ids
@@ -64,6 +69,14 @@ class Sequence:
     @property
     def n_generated(self) -> int:
         return len(self.ids) - self.n_prompt
+
+    @property
+    def tokens_left(self) -> int:
+        """Most tokens that may still be generated."""
+        left = self.limit - len(self.ids)
+        if self.params.max_tokens is None:
+            return left
+        return min(left, self.params.max_tokens - self.n_generated)
 
     @property
     def history(self) -> NDArray[np.int32]:
@@ -183,5 +196,7 @@ class Output:
             decode_tokens_per_second=(n - 1) / decode if n > 1 and decode > 0 else 0.0,
             dropped_turns=request.dropped_turns,
             dropped_tokens=request.dropped_tokens,
+            draft_proposed=seq.draft_proposed,
+            draft_accepted=seq.draft_accepted,
             notes=tuple(notes),
         )

@@ -25,6 +25,7 @@ CAPABILITIES: Mapping[str, str] = MappingProxyType(
         "cache_isolation": "prefixes shared only between requests of the same salt",
         "reproducible": "tokens depend on the request alone: not on cache, slicing or threads",
         "concurrent": "several requests advance together in one batch",
+        "speculation": "guessed tokens confirmed several at a time",
         "embeddings": "vectors for texts",
         "gpu": "runs on a GPU where the installed build has one",
     }
@@ -59,7 +60,7 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
         "native",
         "Insula's own engine",
         "insula._native",
-        _COMMON | {"sampling", "logits", "perplexity", "reproducible", "concurrent"},
+        _COMMON | {"sampling", "logits", "perplexity", "reproducible", "concurrent", "speculation"},
         {
             "embeddings": "no embedding models yet",
             "gpu": "CPU only",
@@ -78,6 +79,7 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
             "perplexity": "needs the logits of the prompt",
             "reproducible": "llama.cpp's sums depend on batch, cache and threads",
             "concurrent": "requests wait for each other",
+            "speculation": "not connected",
             "embeddings": "not connected",
         },
     ),
@@ -85,7 +87,7 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
         "reference",
         "NumPy in float32: slow, and the truth",
         None,
-        _COMMON | {"sampling", "logits", "perplexity", "reproducible", "concurrent"},
+        _COMMON | {"sampling", "logits", "perplexity", "reproducible", "concurrent", "speculation"},
         {"embeddings": "no embedding models yet", "gpu": "CPU only"},
     ),
 )

@@ -63,6 +63,8 @@ TEXTS = {
     "ignore_eos": "Go on past the model's own end.",
     "ctx": "Tokens of context.",
     "threads": "Compute threads.",
+    "speculate": "Guess tokens and confirm several at once; answers stay the same. off, ngram (what followed the same words earlier), or a draft model: a smaller one with the same vocabulary.",
+    "draft_tokens": "Guess at most N tokens at once.",
     "engine": "auto, native, llamacpp or reference.",
     "raw": "Go on from the text as it is, without the chat template.",
     "stats": "Print figures after each answer, on standard error.",

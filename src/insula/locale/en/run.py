@@ -5,6 +5,7 @@ TEXTS = {
     "no_template": "the model has no chat template: it goes on from the text as it is",
     "context_full": "the answer ends here because the context is full; --ctx makes it larger",
     "stats": "prompt {prompt} tokens ({cached} cached) at {prefill}/s, first token after {first} s; answer {completion} tokens at {decode}/s; {engine} {isa}, {threads} threads, seed {seed}",
+    "stats_guesses": "; {accepted} of {proposed} guessed tokens accepted",
     "welcome": "{model}: write a message, /help for the commands, Ctrl-D to leave",
     "how_to_leave": "Ctrl-D or /bye leaves",
     "stopped": "(stopped)",

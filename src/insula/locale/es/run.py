@@ -5,6 +5,7 @@ TEXTS = {
     "no_template": "el modelo no tiene plantilla de conversación: continúa el texto tal cual",
     "context_full": "la respuesta acaba aquí porque el contexto está lleno; --ctx lo amplía",
     "stats": "pregunta de {prompt} tokens ({cached} en caché) a {prefill}/s, primer token a los {first} s; respuesta de {completion} tokens a {decode}/s; {engine} {isa}, {threads} hilos, semilla {seed}",
+    "stats_guesses": "; {accepted} de {proposed} tokens conjeturados aceptados",
     "welcome": "{model}: escribe un mensaje, /help para ver las órdenes, Ctrl-D para salir",
     "how_to_leave": "Ctrl-D o /bye para salir",
     "stopped": "(detenido)",
