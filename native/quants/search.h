@@ -13,7 +13,8 @@
 namespace insula::quants {
 
 constexpr int kLanes = 8;
-constexpr float kBetter = 1.000001f; // see fit_symmetric; nothing beside what three or four bits lose
+constexpr float kBetter =
+    1.000001f;                  // see fit_symmetric; nothing beside what three or four bits lose
 constexpr float kTiny = 1e-15f; // a group whose values are all smaller is stored as zeros
 
 inline float sum_lanes(const float *lanes) {
@@ -144,8 +145,8 @@ inline Affine fit_affine(const float *x, const float *w, float levels, Trial tri
 }
 
 // x ~ scale * q with q in -levels..levels-1, trials around the scale that gives the largest value
-// the level -levels. Returns the scale; q gets N levels. better: how many times as much a trial must
-// explain to count as one; above 1 rounding does not choose among equals.
+// the level -levels. Returns the scale; q gets N levels. better: how many times as much a trial
+// must explain to count as one; above 1 rounding does not choose among equals.
 template <int N>
 inline float fit_symmetric(const float *x, const float *w, int levels, float *q,
                            float better = 1.0f) {
