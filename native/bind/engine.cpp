@@ -6,6 +6,7 @@
 
 #include <new>
 #include <stdexcept>
+#include <utility>
 
 #include "insula.h"
 #include "insula_isa.h"
@@ -84,6 +85,15 @@ Op op_of(const nb::dict &d) {
   return o;
 }
 
+insula::KVType kv_type(const std::string &s) {
+  using insula::KVType;
+  for (auto [name, type] : {std::pair{"f16", KVType::F16}, std::pair{"f32", KVType::F32},
+                            std::pair{"int8", KVType::I8}})
+    if (s == name)
+      return type;
+  throw std::invalid_argument("unknown type '" + s + "' of keys and values");
+}
+
 using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 Logits step(Model &m, Ints tokens, Ints positions, Ints rows, std::vector<Ints> tables,
@@ -139,7 +149,12 @@ void bind_engine(nb::module_ &m) {
             self.set_program(std::move(list), std::move(widths), std::move(s));
           },
           nb::arg("ops"), nb::arg("widths"), nb::arg("slots"))
-      .def("allocate", &Model::allocate, nb::arg("n_pages"), nb::arg("kv_f32"), nb::arg("max_rows"))
+      .def(
+          "allocate",
+          [](Model &self, int n_pages, const std::string &kv, int max_rows) {
+            self.allocate(n_pages, kv_type(kv), max_rows);
+          },
+          nb::arg("n_pages"), nb::arg("kv_type"), nb::arg("max_rows"))
       .def("step", &step, nb::arg("tokens"), nb::arg("positions"), nb::arg("rows"),
            nb::arg("tables"), nb::arg("logit_rows"),
            "One forward pass: float32 [len(logit_rows), n_vocab].")

@@ -25,6 +25,9 @@ struct Op {
   float eps = 0, scale = 1, softcap = 0, mscale = 1;
 };
 
+// How pages hold keys and values. I8: blocks of 32 dimensions of a position share a float16 scale.
+enum class KVType : uint8_t { F16, F32, I8 };
+
 struct Slot {
   int kv_heads = 0, head_dim = 0;
 };
@@ -56,7 +59,7 @@ public:
   // Checks every index and width, then fuses what it knows. Called once.
   void set_program(std::vector<Op> ops, std::vector<int> widths, std::vector<Slot> slots);
   // Address space for `n` pages of 64 tokens; memory is used when a page is first written.
-  void allocate(int n_pages, bool kv_f32, int max_rows);
+  void allocate(int n_pages, KVType kv, int max_rows);
 
   // logits: R x n_vocab float32.
   void step(const Batch &batch, float *logits);

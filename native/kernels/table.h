@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "insula.h"
 #include "layout.h"
 
 namespace insula {
@@ -39,7 +40,7 @@ struct AttnChunk {
   const int *lo;               // per query: first visible position, relative to the chunk
   const int *hi;               // per query: one past the last visible position
   float scale, softcap;        // softcap 0: none
-  bool kv_f32;                 // pages hold float32 instead of float16
+  KVType kv;                   // how the pages hold keys and values
   float *scores;               // scratch, n * kAttnChunk floats
   float *m;                    // out: maximum per query (-inf if nothing is visible)
   float *l;                    // out: sum of exp(score - m)
@@ -90,7 +91,7 @@ struct KernelTable {
   void (*glu)(const float *gate, const float *up, size_t n, int act,
               float *y); // 0 silu 1 gelu_tanh
   void (*softcap)(float *x, size_t n, float cap);
-  void (*store_kv)(const float *k, const float *v, int head_dim, int slot_in_page, bool kv_f32,
+  void (*store_kv)(const float *k, const float *v, int head_dim, int slot_in_page, KVType type,
                    uint8_t *page);
   void (*attention)(const AttnChunk &c);
   void (*attn_merge)(float *m, float *l, float *o, const float *m2, const float *l2,
@@ -114,9 +115,19 @@ inline size_t wide_scratch(int rows, size_t K) {
 
 inline constexpr int pad16(int n) { return (n + 15) / 16 * 16; }
 
-// Elements of one page of one KV head: keys [4][head_dim][16], then values [64][pad16(head_dim)].
-inline constexpr size_t kv_page_head_elements(int head_dim) {
-  return static_cast<size_t>(kPageTokens) * static_cast<size_t>(head_dim + pad16(head_dim));
+// One page of one KV head: keys [4][head_dim][16], then values [64][pad16(head_dim)]. Int8 has a
+// float16 scale for each kKVBlock dimensions of a position, behind that: of keys [4][blocks][16],
+// then of values [64][blocks].
+inline constexpr int kKVBlock = 32;
+inline constexpr size_t kv_blocks(int head_dim) {
+  return static_cast<size_t>((head_dim + kKVBlock - 1) / kKVBlock);
+}
+inline constexpr size_t kv_page_head_bytes(KVType type, int head_dim) {
+  const size_t n = static_cast<size_t>(kPageTokens), width = type == KVType::F32   ? 4
+                                                             : type == KVType::F16 ? 2
+                                                                                   : 1;
+  return n * static_cast<size_t>(head_dim + pad16(head_dim)) * width +
+         (type == KVType::I8 ? 2 * n * kv_blocks(head_dim) * 2 : 0);
 }
 
 const KernelTable *table_scalar();

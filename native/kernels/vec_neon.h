@@ -48,6 +48,11 @@ struct V {
     return vreinterpretq_f32_s32(vmaxq_s32(vshlq_n_s32(vsubq_s32(e, one), 23), low));
   }
   static void store_h(uint16_t *p, F v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+  static F load_i8(const int8_t *p) {
+    uint32_t u;
+    std::memcpy(&u, p, 4);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(u))))));
+  }
   static void store_i8(int8_t *p, I v) {
     int16x4_t h = vqmovn_s32(v);
     int8x8_t b = vqmovn_s16(vcombine_s16(h, h));

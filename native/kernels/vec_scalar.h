@@ -79,6 +79,7 @@ struct V {
     for (int i = 0; i < 16; ++i)
       p[i] = insula::float_to_half(a.v[i]);
   }
+  static F load_i8(const int8_t *p) { INSULA_EACH(F, static_cast<float>(p[i])); }
   static void store_i8(int8_t *p, I a) {
     for (int i = 0; i < 16; ++i)
       p[i] = static_cast<int8_t>(a.v[i] > 127 ? 127 : a.v[i] < -128 ? -128 : a.v[i]);

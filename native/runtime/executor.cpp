@@ -1,4 +1,4 @@
-#include "executor.h"
+#include "scratch.h"
 
 #include <algorithm>
 #include <cmath>
@@ -8,44 +8,13 @@ namespace insula {
 namespace {
 
 constexpr int kPrivateRows = 2; // up to here each thread prepares a product's input by itself
-constexpr int kQueries = 32;    // query vectors of one attention task
 constexpr int kClaimsPerPhase = 4;
 constexpr int kAheadRows = 8; // up to here a step waits for memory, not for cores:
 constexpr size_t kAheadBytes = size_t{1} << 17; // who waits at a barrier reads the next weights
 
 size_t up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-// One set of activation buffers: room for `rows` rows of up to k values, whatever the tile.
-struct ActBuffers {
-  Buffer q32, q256, d32, d256, s32, s256, f;
-  ActSet set(int R, size_t k) const {
-    const size_t r = static_cast<size_t>(R);
-    ActSet a{};
-    a.a32 = {q32.as<uint32_t>(), d32.as<float>(), s32.as<uint32_t>(), nullptr,
-             k / 4 * r,          k / 32 * r,      k / 32 * r,         0};
-    a.a256 = {q256.as<uint32_t>(), d256.as<float>(), s256.as<uint32_t>(),    nullptr,
-              k / 4 * r,           k / 256 * r,      k / 256 * kSums256 * r, 0};
-    a.f32 = {nullptr, nullptr, nullptr, f.as<float>(), 0, 0, 0, k * r};
-    a.R = R;
-    return a;
-  }
-};
-
 } // namespace
-
-struct Executor::Inputs : ActBuffers {
-  Inputs(size_t rows, size_t k) {
-    q32 = Buffer(rows * k), q256 = Buffer(rows * k), f = Buffer(rows * k * 4);
-    d32 = Buffer(rows * k / 32 * 4), d256 = Buffer(rows * k / 256 * 4);
-    s32 = Buffer(rows * k / 32 * 4), s256 = Buffer(rows * k / 256 * kSums256 * 4);
-  }
-};
-
-struct Executor::Scratch {
-  Inputs inputs;
-  Buffer norm, scores, m, l, o, m2, l2, o2, wide;
-  Scratch(size_t rows, size_t k) : inputs(rows, k) {}
-};
 
 Executor::Executor(State &state, ThreadPool &pool) : s_(state), pool_(pool) {
   size_t hp = 16;
@@ -85,23 +54,11 @@ void Executor::step(const Batch &batch, float *logits) {
       spans_.push_back({t, 1, batch.rows[t]});
     longest_ = std::max(longest_, batch.positions[t] + 1);
   }
-  alone_ = static_cast<int>(spans_.size()) == batch.T;
   for (Claims &c : claims_)
     c.next.store(0, std::memory_order_relaxed);
   for (Shares &p : panels_)
     p.reset();
-  if (alone_) {
-    size_t most = 0;
-    for (const Phase &p : s_.phases)
-      if (p.kind == Phase::Attention) {
-        const size_t hp = static_cast<size_t>(pad16(p.attention.head_dim));
-        most = std::max(most, static_cast<size_t>(p.attention.heads) * (hp + 2));
-      }
-    const size_t chunks = static_cast<size_t>((longest_ + kAttnChunk - 1) / kAttnChunk);
-    const size_t need = static_cast<size_t>(batch.T) * chunks * most;
-    if (chunks > 1 && partial_.size() < need)
-      partial_.resize(need);
-  }
+  plan_attention();
   const std::function<void(int)> fn = [this](int thread) { run(thread); };
   pool_.run(fn);
 }
@@ -342,165 +299,6 @@ void Executor::matmul_phase(const Phase &p, int thread, Claims *c, Shares &panel
           y[n] *= p.mats[0].scale;
       if (p.mats[0].softcap > 0.0f)
         s_.kernels->softcap(y, static_cast<size_t>(s_.n_vocab), p.mats[0].softcap);
-    }
-  }
-}
-
-void Executor::store_head(const Op &a, int row, int head) {
-  const int pos = b_->positions[row];
-  const int page = b_->tables[static_cast<size_t>(b_->rows[row])][pos / kPageTokens];
-  const size_t at = static_cast<size_t>(head * a.head_dim);
-  s_.kernels->store_kv(s_.row(a.k, row) + at, s_.row(a.v, row) + at, a.head_dim, pos % kPageTokens,
-                       s_.kv_f32, s_.page(a.slot, page, head));
-}
-
-// Rows row0.. of one sequence against chunks [chunk0, chunk1) of one KV head. partial: the state
-// of each chunk goes to partial_ instead of being merged.
-void Executor::attend(const Op &a, int thread, int row0, int rows, int head, int chunk0, int chunk1,
-                      bool partial) {
-  Scratch &t = *scratch_[static_cast<size_t>(thread)];
-  const int G = a.heads / a.kv_heads, n = rows * G, hp = pad16(a.head_dim);
-  const float *q[kQueries];
-  int lo[kQueries], hi[kQueries], last = 0, first = 1 << 30;
-  for (int r = 0; r < rows; ++r) {
-    const int pos = b_->positions[row0 + r];
-    last = std::max(last, pos);
-    first = std::min(first, a.window ? std::max(0, pos - a.window + 1) : 0);
-    for (int g = 0; g < G; ++g)
-      q[r * G + g] = s_.row(a.src, row0 + r) + static_cast<size_t>((head * G + g) * a.head_dim);
-  }
-  const int32_t *table = b_->tables[static_cast<size_t>(b_->rows[row0])];
-  float *m = t.m.as<float>(), *l = t.l.as<float>(), *o = t.o.as<float>();
-  if (!partial)
-    for (int i = 0; i < n; ++i)
-      m[i] = -INFINITY, l[i] = 0;
-  chunk0 = std::max(chunk0, first / kAttnChunk);
-  chunk1 = std::min(chunk1, last / kAttnChunk + 1);
-  for (int c = chunk0; c < chunk1; ++c) {
-    const int base = c * kAttnChunk, len = std::min(kAttnChunk, last + 1 - base);
-    const uint8_t *pages[kAttnChunk / kPageTokens];
-    for (int i = 0; i * kPageTokens < len; ++i)
-      pages[i] = s_.page(a.slot, table[base / kPageTokens + i], head);
-    for (int r = 0; r < rows; ++r) {
-      const int pos = b_->positions[row0 + r], from = a.window ? pos - a.window + 1 : 0;
-      for (int g = 0; g < G; ++g) {
-        lo[r * G + g] = std::clamp(from - base, 0, len);
-        hi[r * G + g] = std::clamp(pos + 1 - base, 0, len);
-      }
-    }
-    AttnChunk k{q,
-                n,
-                a.head_dim,
-                pages,
-                len,
-                lo,
-                hi,
-                a.scale,
-                a.softcap,
-                s_.kv_f32,
-                t.scores.as<float>(),
-                t.m2.as<float>(),
-                t.l2.as<float>(),
-                t.o2.as<float>()};
-    if (partial) {
-      const size_t chunks = static_cast<size_t>((longest_ + kAttnChunk - 1) / kAttnChunk);
-      float *out =
-          partial_.data() + ((static_cast<size_t>(row0) * chunks + static_cast<size_t>(c)) *
-                                 static_cast<size_t>(a.heads) +
-                             static_cast<size_t>(head * G)) *
-                                static_cast<size_t>(hp + 2);
-      k.m = out, k.l = out + G, k.o = out + 2 * G;
-      s_.kernels->attention(k);
-      continue;
-    }
-    s_.kernels->attention(k);
-    for (int i = 0; i < n; ++i)
-      s_.kernels->attn_merge(m + i, l + i, o + i * hp, k.m + i, k.l + i, k.o + i * hp, a.head_dim);
-  }
-  if (partial)
-    return;
-  for (int r = 0; r < rows; ++r)
-    for (int g = 0; g < G; ++g)
-      s_.kernels->attn_finish(l + r * G + g, o + (r * G + g) * hp, a.head_dim,
-                              s_.row(a.dst, row0 + r) +
-                                  static_cast<size_t>((head * G + g) * a.head_dim));
-}
-
-void Executor::attention_phase(const Phase &p, int thread, Claims *c) {
-  const Op &a = p.attention;
-  const int heads = a.kv_heads, G = a.heads / heads, T = b_->T;
-  auto prepare = [&](int row, int head) {
-    for (const Op &o : p.ops)
-      o.dst == a.src ? row_op(o, row, head * G, G) : row_op(o, row, head, 1);
-    store_head(a, row, head);
-  };
-  const int most = (longest_ + kAttnChunk - 1) / kAttnChunk;
-  const bool split = alone_ && most > 1 && T * heads < 8 * pool_.size();
-  if (alone_ && p.per_head && !split) {
-    for (int i; (i = c[0].claim(1)) < T * heads;) {
-      prepare(i / heads, i % heads);
-      attend(a, thread, i / heads, 1, i % heads, 0, most, false);
-    }
-    return;
-  }
-  if (p.per_head) {
-    for (int i; (i = c[0].claim(1)) < T * heads;)
-      prepare(i / heads, i % heads);
-  } else {
-    for (int r; (r = c[0].claim(1)) < T;) {
-      for (const Op &o : p.ops)
-        row_op(o, r, 0, o.heads);
-      for (int h = 0; h < heads; ++h)
-        store_head(a, r, h);
-    }
-  }
-  pool_.barrier();
-  if (split) { // one long sequence: its chunks in parallel, then merged in order
-    for (int i; (i = c[1].claim(1)) < T * heads * most;) {
-      const int chunk = i % most, h = i / most % heads, r = i / most / heads;
-      attend(a, thread, r, 1, h, chunk, chunk + 1, true);
-    }
-    pool_.barrier();
-    const int hp = pad16(a.head_dim);
-    Scratch &t = *scratch_[static_cast<size_t>(thread)];
-    for (int i; (i = c[2].claim(1)) < T * heads;) {
-      const int r = i / heads, h = i % heads, pos = b_->positions[r];
-      const int from = a.window ? std::max(0, pos - a.window + 1) / kAttnChunk : 0;
-      float *m = t.m.as<float>(), *l = t.l.as<float>(), *o = t.o.as<float>();
-      for (int g = 0; g < G; ++g) {
-        m[g] = -INFINITY, l[g] = 0;
-        for (int k = from; k <= pos / kAttnChunk; ++k) {
-          const float *in =
-              partial_.data() +
-              ((static_cast<size_t>(r) * static_cast<size_t>(most) + static_cast<size_t>(k)) *
-                   static_cast<size_t>(a.heads) +
-               static_cast<size_t>(h * G)) *
-                  static_cast<size_t>(hp + 2);
-          s_.kernels->attn_merge(m + g, l + g, o + g * hp, in + g, in + G + g, in + 2 * G + g * hp,
-                                 a.head_dim);
-        }
-        s_.kernels->attn_finish(l + g, o + g * hp, a.head_dim,
-                                s_.row(a.dst, r) + static_cast<size_t>((h * G + g) * a.head_dim));
-      }
-    }
-    return;
-  }
-  // Blocks of rows of one sequence, the heads of a group folded into them.
-  const int block = std::max(1, kQueries / G);
-  int total = 0;
-  for (const Span &s : spans_)
-    total += (s.count + block - 1) / block;
-  for (int i; (i = c[1].claim(1)) < total * heads;) {
-    int b = i / heads, head = i % heads;
-    for (const Span &s : spans_) {
-      const int blocks = (s.count + block - 1) / block;
-      if (b >= blocks) {
-        b -= blocks;
-        continue;
-      }
-      const int r0 = s.first + b * block, n = std::min(block, s.count - b * block);
-      attend(a, thread, r0, n, head, 0, most, false);
-      break;
     }
   }
 }

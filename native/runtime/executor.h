@@ -22,7 +22,7 @@ struct State {
   int n_vocab = 0;
 
   int n_pages = 0, max_rows = 0;
-  bool kv_f32 = false;
+  KVType kv_type = KVType::F16;
   std::vector<Buffer> kv;         // per slot: [page][kv_head][elements]
   std::vector<size_t> head_bytes; // per slot: one page of one head
   std::vector<Buffer> buffers;    // per graph buffer: [max_rows][stride]
@@ -52,6 +52,11 @@ private:
   struct Scratch; // what one thread needs for itself
   struct Span {   // consecutive tokens of one sequence
     int first, count, table;
+    int shared = 0; // leading chunks of its context that others in the batch read too
+    int slot = -1;  // where its rows stand in partial_
+  };
+  struct Group { // rows that read one chunk together: shared_rows_[first .. first + count)
+    int chunk, first, count;
   };
 
   void run(int thread);
@@ -61,24 +66,35 @@ private:
   void matmul_phase(const Phase &p, int thread, Claims *c, Shares &panels);
   const uint8_t *next_weights(size_t phase, int thread) const;
   void place_row(const Phase &p, const float *x, const ActSet &set, int at);
+  // Attention, in attention.cpp.
+  void plan_attention();
+  void share(std::vector<int> spans, int limit);
   void attention_phase(const Phase &p, int thread, Claims *c);
   void store_head(const Op &a, int row, int head);
-  void attend(const Op &a, int thread, int row0, int rows, int head, int chunk0, int chunk1,
-              bool partial);
+  int first_chunk(const Op &a, int row) const;
+  void chunk(const Op &a, int thread, const int *rows, int n, int head, int chunk);
+  float *partial(const Op &a, int slot, int chunk, int head);
+  void keep_partial(const Op &a, int thread, int slot, int at, int chunk, int head);
+  void shared_chunks(const Op &a, int thread, Claims &c);
+  int slot_of(int row) const;
+  void attend(const Op &a, int thread, const Span &s, int row0, int n, int head, int kept);
 
   State &s_;
   ThreadPool &pool_;
   const Batch *b_ = nullptr;
   float *logits_ = nullptr;
   std::vector<Span> spans_;
-  bool alone_ = false; // every token of the batch belongs to another sequence
   int longest_ = 0;    // largest position + 1
+  bool split_ = false; // few long sequences: threads share out their chunks
+  std::vector<Group> groups_;
+  std::vector<int> shared_rows_;
+  int partial_chunks_ = 0; // chunks that a row has room for in partial_
   std::vector<Claims> claims_;
   std::vector<Shares> panels_; // per phase, the panels of its products
   std::vector<std::unique_ptr<Scratch>> scratch_;
   std::unique_ptr<Inputs> shared_;
   size_t max_k_ = 0;
-  std::vector<float> partial_; // attention chunks of long contexts: m, l, o
+  std::vector<float> partial_; // states of chunks that had a task of their own
 };
 
 } // namespace insula

@@ -103,16 +103,16 @@ void Model::set_program(std::vector<Op> ops, std::vector<int> widths, std::vecto
   s.n_vocab = s.weights[static_cast<size_t>(ops.back().weight)].rows;
 }
 
-void Model::allocate(int n_pages, bool kv_f32, int max_rows) {
+void Model::allocate(int n_pages, KVType kv, int max_rows) {
   State &s = impl_->s;
   if (s.phases.empty())
     fail("no program");
   if (n_pages <= 0 || max_rows <= 0)
     fail("pages and rows must be positive");
-  s.n_pages = n_pages, s.max_rows = max_rows, s.kv_f32 = kv_f32;
+  s.n_pages = n_pages, s.max_rows = max_rows, s.kv_type = kv;
   s.kv.clear(), s.buffers.clear(), s.rope.clear(), s.head_bytes.clear(), s.strides.clear();
   for (const Slot &t : s.slots) {
-    s.head_bytes.push_back(kv_page_head_elements(t.head_dim) * (kv_f32 ? 4 : 2));
+    s.head_bytes.push_back(kv_page_head_bytes(kv, t.head_dim));
     s.kv.emplace_back(s.head_bytes.back() * static_cast<size_t>(t.kv_heads) *
                       static_cast<size_t>(n_pages));
   }
@@ -194,8 +194,7 @@ int Model::phases() const { return static_cast<int>(impl_->s.phases.size()); }
 size_t Model::page_bytes() const {
   size_t n = 0;
   for (const Slot &t : impl_->s.slots)
-    n += kv_page_head_elements(t.head_dim) * (impl_->s.kv_f32 ? 4 : 2) *
-         static_cast<size_t>(t.kv_heads);
+    n += kv_page_head_bytes(impl_->s.kv_type, t.head_dim) * static_cast<size_t>(t.kv_heads);
   return n;
 }
 

@@ -99,12 +99,12 @@ static Packed pack(Layout l, const std::vector<uint8_t> &f, int N, int K) {
 }
 
 // Activations in tiles of R rows.
-struct Batch {
+struct Inputs {
   std::vector<uint32_t> q32, q256, s32, s256;
   std::vector<float> d32, d256, f;
   ActSet set;
 };
-static void quantize(const KernelTable *t, const float *x, int M, int K, int R, Batch &b) {
+static void quantize(const KernelTable *t, const float *x, int M, int K, int R, Inputs &b) {
   size_t k = static_cast<size_t>(K), r = static_cast<size_t>(R);
   size_t tiles = static_cast<size_t>((M + R - 1) / R), n = tiles * r, blocks = k / 32 + 1;
   const size_t qt = (k + 63) / 64 * 16 * r; // words of a tile
@@ -131,7 +131,7 @@ static void quantize(const KernelTable *t, const float *x, int M, int K, int R, 
 }
 
 static std::vector<float> product(const KernelTable *t, const Packed &p, const float *x, int M) {
-  Batch b;
+  Inputs b;
   quantize(t, x, M, p.K, tile_rows(*t, M), b);
   std::vector<uint8_t> scratch(wide_scratch(M, static_cast<size_t>(p.K)) + 64);
   std::vector<float> y(static_cast<size_t>(M * p.N), 0.5f);
@@ -178,7 +178,7 @@ static void matmuls(const KernelTable *t, const KernelTable *ref) {
       v = static_cast<float>(static_cast<int>(rng() % 2001) - 1000) / 313.0f;
     for (int i = 0; i < K; ++i)
       x[static_cast<size_t>(i)] = 0; // a row of zeros
-    Batch a, b;
+    Inputs a, b;
     quantize(ref, x.data(), M, K, 8, a);
     quantize(t, x.data(), M, K, 8, b);
     CHECK(a.q32 == b.q32 && a.q256 == b.q256 && a.s32 == b.s32 && a.s256 == b.s256 &&
@@ -251,10 +251,10 @@ static void rows(const KernelTable *t, const KernelTable *ref) {
 }
 
 static void attention(const KernelTable *t, const KernelTable *ref) {
-  for (bool f32 : {false, true})
-    for (int hd : {8, 24, 64, 128})
+  for (KVType kv : {KVType::F16, KVType::F32, KVType::I8})
+    for (int hd : {8, 24, 40, 64, 128})
       for (int total : {1, 17, 255, 256, 300, 513}) {
-        size_t pe = kv_page_head_elements(hd) * (f32 ? 4 : 2);
+        size_t pe = kv_page_head_bytes(kv, hd);
         int pages = (total + kPageTokens - 1) / kPageTokens, n = 7;
         std::vector<uint8_t> a(static_cast<size_t>(pages) * pe), b(a);
         std::vector<float> k(static_cast<size_t>(total * hd)), v(k), q(static_cast<size_t>(n * hd));
@@ -264,9 +264,9 @@ static void attention(const KernelTable *t, const KernelTable *ref) {
         for (int i = 0; i < total; ++i) {
           size_t at = static_cast<size_t>(i / kPageTokens) * pe;
           t->store_kv(&k[static_cast<size_t>(i * hd)], &v[static_cast<size_t>(i * hd)], hd,
-                      i % kPageTokens, f32, &a[at]);
+                      i % kPageTokens, kv, &a[at]);
           ref->store_kv(&k[static_cast<size_t>(i * hd)], &v[static_cast<size_t>(i * hd)], hd,
-                        i % kPageTokens, f32, &b[at]);
+                        i % kPageTokens, kv, &b[at]);
         }
         CHECK(a == b, "%s store_kv", t->name);
         auto run = [&](const KernelTable *kt, std::vector<uint8_t> &mem) {
@@ -291,7 +291,7 @@ static void attention(const KernelTable *t, const KernelTable *ref) {
             AttnChunk c{qs.data(), n,         hd,
                         ps.data(), len,       lo,
                         hi,        0.3f,      hd == 24 ? 20.0f : 0.0f,
-                        f32,       sc.data(), m2.data(),
+                        kv,        sc.data(), m2.data(),
                         l2.data(), o2.data()};
             kt->attention(c);
             if (c0 == 0)
@@ -308,7 +308,8 @@ static void attention(const KernelTable *t, const KernelTable *ref) {
           return out;
         };
         std::vector<float> y = run(t, a), z = run(ref, b);
-        CHECK(same(y, z), "%s attention hd=%d total=%d f32=%d", t->name, hd, total, f32);
+        CHECK(same(y, z), "%s attention hd=%d total=%d kv=%d", t->name, hd, total,
+              static_cast<int>(kv));
         for (int i = 0; i < n; ++i) {
           int end = total - i > 1 ? total - i : 1, beg = end > 200 && i % 2 ? end - 200 : 0;
           std::vector<double> p;
@@ -330,8 +331,8 @@ static void attention(const KernelTable *t, const KernelTable *ref) {
             for (int j = beg; j < end; ++j)
               o += p[static_cast<size_t>(j - beg)] / sum * v[static_cast<size_t>(j * hd + d)];
             double e = std::fabs(o - y[static_cast<size_t>(i * hd + d)]);
-            CHECK(e < (f32 ? 2e-5 : 5e-3), "%s attention value hd=%d total=%d err=%g", t->name, hd,
-                  total, e);
+            const double allowed = kv == KVType::F32 ? 2e-5 : kv == KVType::F16 ? 5e-3 : 6e-2;
+            CHECK(e < allowed, "%s attention value hd=%d total=%d err=%g", t->name, hd, total, e);
           }
         }
       }

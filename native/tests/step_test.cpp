@@ -95,7 +95,7 @@ void build(Model &m, bool parallel_residual) {
   widths[Q] = widths[A] = kHeads * kHead, widths[Kk] = widths[Vv] = kKv * kHead;
   widths[G] = widths[U] = kFfn;
   m.set_program(ops, widths, {{kKv, kHead}, {kKv, kHead}});
-  m.allocate(24, false, 512);
+  m.allocate(24, KVType::F16, 512);
 }
 
 std::vector<float> run(Model &m, const std::vector<int> &slices, int sequences) {
@@ -215,7 +215,7 @@ int main() {
   o.kind = OpKind::Logits, o.src = 0, o.weight = 3;
   CHECK(refused([&] { m.set_program({o}, {64}, {}); }), "a weight that is not there");
   CHECK(refused([&] { Model("sse9", 1); }), "unknown level");
-  CHECK(refused([&] { m.allocate(1, false, 1); }), "pages without a program");
+  CHECK(refused([&] { m.allocate(1, KVType::F16, 1); }), "pages without a program");
   std::printf("%d passed, %d failed\n", checked, failures);
   return failures != 0;
 }

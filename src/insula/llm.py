@@ -66,7 +66,8 @@ class LLM:
             model was trained for, and says so in every report.
         n_threads: compute threads; None: one per physical core that this process may use.
         engine: auto (default, or INSULA_ENGINE), native, llamacpp, reference.
-        kv_type: how keys and values are kept, f16 or f32.
+        kv_type: how keys and values are kept: f16, int8 (about half the memory, a small loss, see
+            docs/performance.md) or f32.
         kv_memory: what the KV cache may take, in bytes or such as "2G"; None: 1 GiB or a
             quarter of the free memory, whichever is less.
         max_running: most requests that advance together; others wait their turn.

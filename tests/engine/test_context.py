@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.engine.context import PAGE_TOKENS, ContextPlan, plan_context
+from insula.engine.context import OVERHEAD, PAGE_TOKENS, ContextPlan, plan_context
 from insula.errors import ConfigError, ResourceError
 
 
@@ -38,17 +38,34 @@ def test_a_long_trained_context_is_cut_to_the_budget_and_said() -> None:
 
 
 def test_little_memory_makes_a_small_context() -> None:
-    found = plan(available=64 << 20, bytes_per_token=100_000)
+    found = plan(available=OVERHEAD + (64 << 20), bytes_per_token=100_000)
     assert found.n_ctx == 64
     with pytest.raises(ResourceError, match="kv_memory"):
-        plan(available=16 << 20, bytes_per_token=100_000)
+        plan(available=OVERHEAD + (16 << 20), bytes_per_token=100_000)
+
+
+def test_what_the_weights_take_is_not_there_for_the_context() -> None:
+    much = plan(n_ctx_train=131072, available=OVERHEAD + (1 << 30))
+    less = plan(n_ctx_train=131072, available=OVERHEAD + (1 << 30), weights=1 << 29)
+    assert less.kv_bytes <= (1 << 29) // 4 < much.kv_bytes <= (1 << 30) // 4
+    with pytest.raises(ResourceError, match=r"needs 4\.0 GiB for its weights.*and 4\.0 GiB"):
+        plan(available=4 << 30, weights=4 << 30)
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_packed(tiny_model, monkeypatch) -> None:
+    from insula.engine import load
+    from insula.engine.load import Options
+
+    monkeypatch.setattr(load, "_runner", None)  # would be called
+    with pytest.raises(ResourceError, match="for its weights"):
+        load.load(tiny_model, name="tiny", options=Options(available=OVERHEAD))
 
 
 def test_what_was_asked_for_is_given_or_refused_with_numbers() -> None:
     assert plan(n_ctx=100).n_ctx == 100
     assert "trained for 8192" in plan(n_ctx=10_000).notes[0]
     with pytest.raises(ResourceError, match=r"a context of 100000 tokens needs 95\.5 MiB"):
-        plan(n_ctx=100_000, available=10_000_000)
+        plan(n_ctx=100_000, available=OVERHEAD + 10_000_000)
     with pytest.raises(ConfigError, match=r"kv_memory: 976\.6 KiB hold 896 tokens"):
         plan(n_ctx=1000, kv_memory=1_000_000)
     for wrong in (0, -1, 1 << 40, True):

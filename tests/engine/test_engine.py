@@ -329,9 +329,10 @@ def test_threads_share_steps_and_get_their_own_tokens() -> None:
     start = threading.Barrier(len(prompts))
 
     def work(i: int) -> None:
+        handle = e.submit(Request(ids=prompts[i], params=params))
         start.wait()
         tokens: list[int] = []
-        for chunk in e.submit(Request(ids=prompts[i], params=params)):
+        for chunk in handle:
             tokens.extend(chunk.token_ids)
         found[i] = tokens
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from golden import golden
 from insula.engine.engine import Engine
 from insula.engine.request import Request
 from insula.engine.runner import NativeRunner
@@ -19,8 +20,8 @@ from insula.types import SamplingParams
 N_CTX = 256
 
 
-@pytest.fixture(scope="module")
-def open_engine(tiny_model: Path):
+@pytest.fixture(scope="module", params=["f16", "int8"])
+def open_engine(request, tiny_model: Path):
     """open_engine(n_pages, **options): an engine of its own over the tiny model."""
     with open_model(tiny_model) as model:
         runners: dict[tuple[int, int], NativeRunner] = {}
@@ -29,7 +30,11 @@ def open_engine(tiny_model: Path):
             key = (n_pages, threads)
             if key not in runners:
                 runners[key] = NativeRunner(
-                    model.graph, model.gguf, n_pages=n_pages, threads=threads
+                    model.graph,
+                    model.gguf,
+                    n_pages=n_pages,
+                    threads=threads,
+                    kv_type=request.param,
                 )
             return Engine(runners[key], model.tokenizer, n_ctx=N_CTX, **options)
 
@@ -92,3 +97,58 @@ def test_random_schedules_give_the_tokens_and_logprobs_of_the_request_alone(
             engine.step()
     together = [h.result() for h in handles]
     assert [c.logprobs for c in together] == [c.logprobs for c in alone]
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3"])
+@pytest.mark.parametrize("kv_type", ["f16", "int8"])
+def test_sequences_that_share_pages_read_them_together_to_the_same_bits(
+    arch, kv_type, tmp_path
+) -> None:
+    """Sequences of one prefix, of a shorter one and of none, as a batch and each alone."""
+    rng = np.random.default_rng(3)
+    with open_model(golden.load(arch).write(tmp_path)) as model:
+        runner = NativeRunner(
+            model.graph, model.gguf, n_pages=200, threads=2, kv_type=kv_type, max_rows=128
+        )
+    free = iter(range(200))
+    tables: list[np.ndarray] = []
+    lengths: list[int] = []
+
+    def prefill(table: np.ndarray, start: int, ids: np.ndarray) -> None:
+        for at in range(0, len(ids), 128):
+            part = ids[at : at + 128]
+            where = np.arange(start + at, start + at + len(part))
+            runner.step(part, where, np.zeros(len(part)), [table], [])
+
+    def sequence(shared: np.ndarray, n: int) -> None:
+        """A sequence of n tokens whose first full pages are `shared`."""
+        own = [next(free) for _ in range(n // 64 + 1 - len(shared))]
+        table = np.array([*shared, *own], dtype=np.int32)
+        prefill(table, 64 * len(shared), rng.integers(2, runner.n_vocab, n - 64 * len(shared)))
+        tables.append(table)
+        lengths.append(n)
+
+    none = np.array([], dtype=np.int32)
+    sequence(none, 790)
+    for n in (771, 800, 1100, 769):
+        sequence(tables[0][:12], n)
+    sequence(tables[3][:16], 1090)  # shares more with one than with the others
+    sequence(tables[0][:5], 700)  # one whole chunk, and a page of the next
+    sequence(none, 600)
+    sequence(tables[0][:12], 780)
+    for rows in (1, 3):
+        ids = rng.integers(2, runner.n_vocab, (len(tables), rows))
+        alone = [
+            runner.step(ids[i], np.arange(n, n + rows), np.zeros(rows), [table], np.arange(rows))
+            for i, (table, n) in enumerate(zip(tables, lengths, strict=True))
+        ]
+        for batch in (range(len(tables)), [6, 1, 0, 5], [4, 2], [7, 8, 3]):
+            found = runner.step(
+                np.concatenate([ids[i] for i in batch]),
+                np.concatenate([np.arange(lengths[i], lengths[i] + rows) for i in batch]),
+                np.repeat(np.arange(len(batch)), rows),
+                [tables[i] for i in batch],
+                np.arange(len(batch) * rows),
+            )
+            assert np.array_equal(found, np.concatenate([alone[i] for i in batch]))
+    runner.close()

@@ -2,7 +2,7 @@
 
 A runner is made by `make(graph, source, n_pages=...)`; it has the face that `engine` expects.
 Tolerances are absolute, on logits of float32 models whose spread is between 0.8 and 4.3: keys
-and values in float16 cost up to a hundredth of that.
+and values in float16 cost up to a hundredth of that, in int8 more.
 """
 
 from __future__ import annotations
@@ -28,4 +28,7 @@ NATIVE = RunnerKind(name="native", make=NativeRunner, tolerance=5e-2)
 NATIVE_F32_KV = RunnerKind(
     name="native-f32-kv", make=partial(NativeRunner, kv_type="f32"), tolerance=1e-3
 )
-RUNNERS = [REFERENCE, NATIVE, NATIVE_F32_KV]
+NATIVE_INT8_KV = RunnerKind(
+    name="native-int8-kv", make=partial(NativeRunner, kv_type="int8"), tolerance=1.0
+)
+RUNNERS = [REFERENCE, NATIVE, NATIVE_F32_KV, NATIVE_INT8_KV]

@@ -19,8 +19,11 @@ from oracle.texts import Text, shared_folder, texts
     importlib.util.find_spec("xllamacpp") is None, reason="needs xllamacpp (extra: llamacpp)"
 )
 @pytest.mark.skipif(shared_folder() is None, reason="needs the shared texts: set INSULA_SHARED")
-@pytest.mark.parametrize("format_", ["Q4_1", "Q4_0", "Q8_0", "Q4_K_M"])
-def test_no_worse_than_llamacpp(format_, tmp_path):
+@pytest.mark.parametrize(
+    ("format_", "every"),  # bench/results/ has rows with every position of all four
+    [("Q4_1", 1), ("Q4_0", 3), ("Q8_0", 3), ("Q4_K_M", 1)],
+)
+def test_no_worse_than_llamacpp(format_, every, tmp_path):
     from insula.models.quantize import quantize_file
 
     model = find_default_model()
@@ -29,9 +32,10 @@ def test_no_worse_than_llamacpp(format_, tmp_path):
     if format_ != "Q4_1":
         quantize_file(model, tmp_path / f"{format_}.gguf", format_)
         model = tmp_path / f"{format_}.gguf"
-    row = kl_against_fp32(model, texts(shared_folder()), kinds=[NATIVE], peer_threads=1)
+    sources = texts(shared_folder())
+    row = kl_against_fp32(model, sources, kinds=[NATIVE], peer_threads=1, every=every)
     ours, theirs = row["engines"]["native"], row["engines"]["llamacpp"]
-    assert ours["positions"] == theirs["positions"] > 1900
+    assert ours["positions"] == theirs["positions"] > 1900 // every
     assert row["ratio_to_llamacpp"]["native"]["kl_mean"] <= 1.1, row
     # Flips are rare events: of those that only one of the two makes, ours are at most what a
     # fair coin would give, within two deviations (McNemar's test).
@@ -49,6 +53,6 @@ def test_the_harness_on_a_tiny_model(tmp_path):
     assert row["ratio_to_llamacpp"] == {}
     for name, numbers in row["engines"].items():
         assert numbers["positions"] == 50
-        assert numbers["kl_mean"] < (1e-4 if name == "native" else 1e-6)
+        assert numbers["kl_mean"] < {"native": 1e-4, "native-int8-kv": 3e-3}.get(name, 1e-6)
         assert set(numbers["kl_mean_by_domain"]) == {"en"}
     assert row["engines"][REFERENCE.name]["flips"] == 0

@@ -21,6 +21,7 @@ from insula.cli.inputs import (
 )
 from insula.cli.output import note
 from insula.cli.transfers import TransferDisplay
+from insula.config import KV_TYPES
 from insula.engine.context import MAX_CONTEXT
 from insula.engine.load import MAX_THREADS
 from insula.errors import ConfigError, NotFoundError
@@ -110,6 +111,9 @@ def run(
     engine: Annotated[
         str | None, typer.Option("--engine", metavar="NAME", help=text("help.engine"))
     ] = None,
+    kv_type: Annotated[
+        str | None, typer.Option("--kv-type", metavar="TYPE", help=text("help.kv_type"))
+    ] = None,
     speculate: Annotated[
         str | None,
         typer.Option("--speculate", metavar="off|ngram|MODEL", help=text("help.speculate")),
@@ -161,6 +165,9 @@ def run(
     params = sampling_settings.params(settings)
     within("--ctx", ctx, MAX_CONTEXT)
     within("--threads", threads, MAX_THREADS)
+    if kv_type is not None and kv_type not in KV_TYPES:
+        allowed = ", ".join(KV_TYPES)
+        raise ConfigError(text("run.no_such_kv_type", found=kv_type[:40], allowed=allowed))
     if overflow is not None:
         check_overflow(overflow)
     if prompt is None and model is not None and _is_question(model):
@@ -177,6 +184,7 @@ def run(
         n_ctx=ctx,
         n_threads=threads,
         engine=engine,
+        kv_type=kv_type,
         speculate=speculate,
         draft_tokens=draft_tokens,
     )

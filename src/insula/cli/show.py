@@ -68,11 +68,13 @@ def _needs(file: GGUFFile, summary: Summary, ctx: int | None) -> Needs | None:
     per_token = advice.kv_bytes_per_token(file.metadata)
     if not file.tensors or per_token is None:
         return None
-    n_ctx = ctx or _chosen_context(per_token, summary.context_length or UNKNOWN_CONTEXT)
+    n_ctx = ctx or _chosen_context(
+        per_token, summary.context_length or UNKNOWN_CONTEXT, summary.weight_bytes
+    )
     return Needs(weights=summary.weight_bytes, kv_cache=per_token * n_ctx, n_ctx=n_ctx)
 
 
-def _chosen_context(per_token: int, trained: int) -> int:
+def _chosen_context(per_token: int, trained: int, weights: int) -> int:
     """The context that `run` would choose here, in tokens."""
     from insula.engine.context import plan_context
 
@@ -83,6 +85,7 @@ def _chosen_context(per_token: int, trained: int) -> int:
             bytes_per_token=per_token,
             kv_memory=settings().kv_memory,
             available=advice.memory().available,
+            weights=weights,
         ).n_ctx
     except InsulaError:  # it does not fit at all, which the verdict will say
         return trained

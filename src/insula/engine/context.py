@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from insula.errors import ConfigError, ResourceError
 from insula.ops.graph import Graph
 
+#: Activations, code, vocabulary and Python, in bytes; measured with the default model.
+OVERHEAD = 100_000_000
+
 PAGE_TOKENS = 64
 MAX_CONTEXT = 1 << 24
 
-#: Without a word from the user the KV cache may take this much, or a quarter of free memory.
+#: Without a word from the user the KV cache may take this much, or a quarter of what the weights
+#: leave of free memory.
 DEFAULT_KV_MEMORY = 1 << 30
-
-_VALUE_BYTES = {"f16": 2, "f32": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +34,15 @@ class ContextPlan:
 
 
 def kv_bytes_per_token(graph: Graph, kv_type: str) -> int:
-    """Keys and values of one position over all layers."""
-    if kv_type not in _VALUE_BYTES:
-        raise ConfigError(f"kv_type: found {kv_type!r}; allowed: {', '.join(_VALUE_BYTES)}")
-    per_value = _VALUE_BYTES[kv_type]
-    return sum(2 * slot.kv_heads * slot.head_dim * per_value for slot in graph.slots)
+    """Keys and values of one position over all layers, in bytes."""
+    return sum(2 * slot.kv_heads * head_bytes(slot.head_dim, kv_type) for slot in graph.slots)
+
+
+def head_bytes(head_dim: int, kv_type: str) -> int:
+    """One head's keys or values of one position. int8: with a float16 scale per 32 of them."""
+    if kv_type == "int8":
+        return head_dim + 2 * -(-head_dim // 32)
+    return {"f16": 2, "f32": 4}[kv_type] * head_dim
 
 
 def plan_context(
@@ -46,21 +52,30 @@ def plan_context(
     bytes_per_token: int,
     kv_memory: int | None,
     available: int | None,
+    weights: int = 0,
 ) -> ContextPlan:
     """Choose.
 
     n_ctx: what the caller wants (None: chosen). kv_memory: bytes the caller allows for the
-    cache. available: free memory, if known. Pages beyond one full context keep prefixes of
-    earlier requests and serve several at once; there are up to as many again within the budget.
+    cache. available: free memory, if known. weights: what the model itself will take of that.
+    Pages beyond one full context keep prefixes of earlier requests and serve several at once;
+    there are up to as many again within the budget.
     Raises ConfigError (numbers out of range), ResourceError (it cannot fit in memory).
     """
     if n_ctx is not None and (isinstance(n_ctx, bool) or not 1 <= n_ctx <= MAX_CONTEXT):
         raise ConfigError(f"n_ctx: found {n_ctx}; allowed: 1 to {MAX_CONTEXT}")
+    left = None if available is None else available - weights - OVERHEAD
+    if left is not None and left <= 0:
+        raise ResourceError(
+            f"the model needs {_size(weights)} for its weights and {_size(OVERHEAD)} beside them, "
+            f"and {_size(available or 0)} of memory are free; close other programs, or take a "
+            "smaller model or a smaller quantization of it"
+        )
     budget = kv_memory
     if budget is None:
         budget = DEFAULT_KV_MEMORY
-        if available is not None:
-            budget = min(budget, available // 4)
+        if left is not None:
+            budget = min(budget, left // 4)
     page_bytes = PAGE_TOKENS * bytes_per_token
     fitting = budget // max(1, page_bytes)
     notes: list[str] = []
@@ -87,11 +102,12 @@ def plan_context(
             f"kv_memory: {_size(kv_memory)} hold {max(0, fitting - 1) * PAGE_TOKENS} tokens of "
             f"this model and n_ctx is {n_ctx}; {_size(needed * page_bytes)} are needed"
         )
-    if available is not None and needed * page_bytes > available:
+    if left is not None and needed * page_bytes > left:
         raise ResourceError(
-            f"a context of {n_ctx} tokens needs {_size(needed * page_bytes)} for its KV cache "
-            f"and {_size(available)} of memory are free; at most "
-            f"{max(0, available // page_bytes - 1) * PAGE_TOKENS} tokens would fit (n_ctx)"
+            f"a context of {n_ctx} tokens needs {_size(needed * page_bytes)} for its KV cache, "
+            f"and of {_size(available or 0)} of free memory the model leaves {_size(left)}; at "
+            f"most {max(0, left // page_bytes - 1) * PAGE_TOKENS} tokens would fit (n_ctx), more "
+            "with kv_type int8"
         )
     n_pages = max(needed, min(2 * needed, fitting))
     return ContextPlan(

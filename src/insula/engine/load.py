@@ -13,6 +13,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from insula.config import KV_TYPES
 from insula.engine.backends import Choice, choose, require
 from insula.engine.context import (
     MAX_CONTEXT,
@@ -71,13 +72,14 @@ class Options:
     draft: Path | None = None
     draft_tokens: int | None = None
 
-    def plan(self, *, n_ctx_train: int, bytes_per_token: int) -> ContextPlan:
+    def plan(self, *, n_ctx_train: int, bytes_per_token: int, weights: int = 0) -> ContextPlan:
         return plan_context(
             n_ctx=self.n_ctx,
             n_ctx_train=n_ctx_train,
             bytes_per_token=bytes_per_token,
             kv_memory=self.kv_memory,
             available=self.available,
+            weights=weights,
         )
 
 
@@ -115,7 +117,11 @@ def _own(
     per_token = kv_bytes_per_token(graph, kv_type)
     if draft is not None:  # it keeps as many tokens as the model
         per_token += kv_bytes_per_token(draft.graph, kv_type)
-    plan = options.plan(n_ctx_train=graph.n_ctx_train, bytes_per_token=per_token)
+    plan = options.plan(
+        n_ctx_train=graph.n_ctx_train,
+        bytes_per_token=per_token,
+        weights=sum(_weights(m, choice.backend) for m in (model, draft) if m is not None),
+    )
     runner = _runner(model, choice.backend, plan.n_pages, kv_type, options)
     stack.callback(runner.close)
     speculator: Speculator | None = None
@@ -181,6 +187,12 @@ def _open_draft(options: Options, model: ModelFile, stack: ExitStack) -> ModelFi
     return draft
 
 
+def _weights(model: ModelFile, backend: str) -> int:
+    """Bytes of memory; the reference keeps every parameter as a float32."""
+    summary = model.summary
+    return 4 * summary.parameters if backend == "reference" else summary.weight_bytes
+
+
 def _runner(model: ModelFile, backend: str, n_pages: int, kv_type: str, options: Options) -> Runner:
     if backend == "reference":
         from insula.ops.reference import ReferenceRunner
@@ -193,7 +205,7 @@ def _runner(model: ModelFile, backend: str, n_pages: int, kv_type: str, options:
         model.gguf,
         n_pages=n_pages,
         threads=options.n_threads,
-        kv_type="f32" if kv_type == "f32" else "f16",
+        kv_type=kv_type,
     )
     # Everything is packed: the file's pages need not stay in memory beside that.
     model.close()
@@ -274,6 +286,8 @@ def _checked(options: Options) -> Options:
         ):
             raise ConfigError(f"{name}: found {value!r}; allowed: 1 to {most}")
         counts[name] = int(value)
+    if options.kv_type not in KV_TYPES:
+        raise ConfigError(f"kv_type: found {options.kv_type!r}; allowed: {', '.join(KV_TYPES)}")
     if options.draft_tokens is not None and options.speculate == "off":
         raise ConfigError(
             f"draft_tokens: found {options.draft_tokens}, and speculation is off; "

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Activations, code, vocabulary and Python, in bytes; measured with the default model.
-OVERHEAD = 100_000_000
+from insula.engine.context import OVERHEAD
 
 
 @dataclass(frozen=True, kw_only=True)

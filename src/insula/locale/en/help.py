@@ -63,6 +63,7 @@ TEXTS = {
     "ignore_eos": "Go on past the model's own end.",
     "ctx": "Tokens of context.",
     "threads": "Compute threads.",
+    "kv_type": "How keys and values are kept: f16, int8 (about half the memory) or f32.",
     "speculate": "Guess tokens and confirm several at once; answers stay the same. off, ngram (what followed the same words earlier), or a draft model: a smaller one with the same vocabulary.",
     "draft_tokens": "Guess at most N tokens at once.",
     "engine": "auto, native, llamacpp or reference.",

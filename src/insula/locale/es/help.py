@@ -63,6 +63,7 @@ TEXTS = {
     "ignore_eos": "Sigue más allá del final que pone el modelo.",
     "ctx": "Tokens de contexto.",
     "threads": "Hilos de cálculo.",
+    "kv_type": "Cómo se guardan claves y valores: f16, int8 (cerca de la mitad de memoria) o f32.",
     "speculate": "Conjetura tokens y confirma varios a la vez; las respuestas no cambian. off, ngram (lo que siguió antes a las mismas palabras), o un modelo borrador: uno más pequeño con el mismo vocabulario.",
     "draft_tokens": "Conjetura como mucho N tokens a la vez.",
     "engine": "auto, native, llamacpp o reference.",
