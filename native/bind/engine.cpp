@@ -168,6 +168,8 @@ void bind_engine(nb::module_ &m) {
            nb::arg("tables"), nb::arg("logit_rows"),
            "One forward pass: float32 [len(logit_rows), n_vocab].")
       .def("copy_page", &Model::copy_page, nb::arg("src"), nb::arg("dst"))
+      .def("populate", &Model::populate, nb::arg("pages"), nb::call_guard<nb::gil_scoped_release>(),
+           "Memory for the first pages now, and not when they are first written.")
       .def("save_page", &save_page, nb::arg("page"), nb::arg("out"),
            "Copy a page's bytes to uint8[page_bytes]; returns their checksum.")
       .def("load_pages", &load_pages, nb::arg("pages"), nb::arg("files"), nb::arg("offset"),

@@ -61,6 +61,8 @@ public:
   // logits: R x n_vocab float32.
   void step(const Batch &batch, float *logits);
   void copy_page(int from, int to);
+  // Memory for the first pages now, and not when they are first written.
+  void populate(int pages);
   // A page's bytes, slot after slot, to out[page_bytes]; returns their checksum (page_io.h).
   uint64_t save_page(int page, uint8_t *out);
   // Fills pages with the bytes at `offset` of open files, on all threads. sums: of what was read;

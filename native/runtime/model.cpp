@@ -191,6 +191,25 @@ void Model::copy_page(int from, int to) {
                 s.head_bytes[i] * static_cast<size_t>(s.slots[i].kv_heads));
 }
 
+void Model::populate(int pages) {
+  std::lock_guard<std::mutex> lock(impl_->mutex);
+  const State &s = impl_->s;
+  if (pages < 0 || pages > s.n_pages)
+    fail("a page does not exist");
+  constexpr size_t kRun = size_t{2} << 20;
+  std::vector<Run> runs;
+  for (size_t i = 0; i < s.slots.size(); ++i) {
+    const size_t bytes = s.head_bytes[i] * static_cast<size_t>(s.slots[i].kv_heads * pages);
+    for (size_t at = 0; at < bytes; at += kRun)
+      runs.push_back({s.kv[i].data() + at, std::min(kRun, bytes - at)});
+  }
+  Claims c;
+  impl_->pool.run([&](int) {
+    for (size_t i; (i = static_cast<size_t>(c.claim(1))) < runs.size();)
+      insula::populate(runs[i].data, runs[i].bytes);
+  });
+}
+
 uint64_t Model::save_page(int page, uint8_t *out) {
   std::lock_guard<std::mutex> lock(impl_->mutex);
   return copy_out(impl_->runs(page), out);

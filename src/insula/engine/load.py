@@ -44,6 +44,8 @@ MAX_DRAFT_TOKENS = 32
 
 #: What pages on disk may take where nobody says.
 CACHE_DIR_BYTES = 4 << 30
+#: Memory that is taken at the start for pages that may come from disk.
+READY_BYTES = 256 << 20
 #: Changes when the same program and tensors give other keys and values, or a page another order.
 PAGE_VERSION = 1
 NO_DISK_CACHE = "nothing is kept on disk: the {backend} engine has no cache_dir"
@@ -241,6 +243,8 @@ def _disk_cache(
         why = error.strerror or str(error)
         return None, (f"nothing is kept on disk: cache_dir cannot be used: {why}",)
     described = (PAGE_VERSION, core.st_size, core.st_mtime_ns, native.page_size, kv_type)
+    # A prompt from disk comes faster than new memory does: take that now, while nobody waits.
+    native.populate(min(len(files), READY_BYTES // native.page_bytes))
     which = fingerprint(model.graph, model.gguf) + repr(described).encode()
     return DiskCache(files, native, model=which), ()
 

@@ -77,6 +77,10 @@ class PageFiles:
         self._written = 0
         self._make_folder()
 
+    def __len__(self) -> int:
+        """How many pages the folder had at the first look, and ours."""
+        return sum(map(len, self._index().values()))
+
     def root(self, *parts: bytes) -> bytes:
         """The key above the first pages of everything that these parts say."""
         digest = blake2b(digest_size=KEY_BYTES, person=b"insula pages")
@@ -104,13 +108,7 @@ class PageFiles:
 
     def children(self, parent: bytes) -> list[bytes]:
         """Keys of the pages that go on from this one: those of the first look, and ours."""
-        if self._children is None:
-            self._children = defaultdict(set)
-            with suppress(OSError):
-                for path in self._folder.iterdir():
-                    if name := _NAME.fullmatch(path.name):
-                        self._children[bytes.fromhex(name[1])].add(bytes.fromhex(name[2]))
-        return sorted(self._children.get(parent, ()))
+        return sorted(self._index().get(parent, ()))
 
     def tokens(self, page: OpenPage) -> tuple[int, ...] | None:
         """The tokens that a file says it has; None unless its key is theirs. Raises OSError."""
@@ -190,6 +188,15 @@ class PageFiles:
                 raise PermissionError("the folder belongs to another user")
             if found.st_mode & 0o077:
                 self._folder.chmod(0o700)
+
+    def _index(self) -> dict[bytes, set[bytes]]:
+        if self._children is None:
+            self._children = defaultdict(set)
+            with suppress(OSError):
+                for path in self._folder.iterdir():
+                    if name := _NAME.fullmatch(path.name):
+                        self._children[bytes.fromhex(name[1])].add(bytes.fromhex(name[2]))
+        return self._children
 
     def _path(self, parent: bytes, key: bytes) -> Path:
         return self._folder / f"{parent.hex()}-{key.hex()}.page"
