@@ -80,7 +80,7 @@ def measure_insula(job: Job) -> dict[str, Any]:
     from insula import LLM, SamplingParams
 
     started = time.perf_counter()
-    llm = LLM(job.model, engine="native", n_ctx=N_CTX, n_threads=job.threads)
+    llm = LLM(job.model, engine="native", n_ctx=N_CTX, n_threads=job.threads, cache_dir="")
     load = time.perf_counter() - started
     n_vocab = llm.model_info.n_vocab
 

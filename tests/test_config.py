@@ -13,6 +13,7 @@ from insula.errors import ConfigError
 def test_an_empty_environment_gives_the_defaults() -> None:
     found = settings({})
     assert found.engine == "auto"
+    assert found.cache_dir is None
     assert (found.isa, found.threads, found.kv_memory, found.hub_token) == (None,) * 4
     assert found.hub_endpoint == "https://huggingface.co"
     assert found.language == "en"
@@ -28,6 +29,8 @@ def test_what_is_set_is_read() -> None:
             "INSULA_ISA": "avx2",
             "INSULA_THREADS": "3",
             "INSULA_KV_MEMORY": "2G",
+            "INSULA_CACHE_DIR": "/x/z",
+            "INSULA_CACHE_DIR_BYTES": "1G",
             "LANG": "es_ES.UTF-8",
             "HF_ENDPOINT": "http://127.0.0.1:8/",
             "HF_HUB_OFFLINE": "1",
@@ -36,6 +39,7 @@ def test_what_is_set_is_read() -> None:
     assert found.home == Path("/x/y")
     assert (found.engine, found.isa, found.threads) == ("reference", "avx2", 3)
     assert found.kv_memory == 2 << 30
+    assert (found.cache_dir, found.cache_dir_bytes) == (Path("/x/z"), 1 << 30)
     assert found.language == "es"
     assert found.hub_endpoint == "http://127.0.0.1:8"
     assert found.offline
@@ -53,6 +57,7 @@ def test_what_is_set_is_read() -> None:
         ("INSULA_THREADS", "²"),
         ("INSULA_KV_MEMORY", "0"),
         ("INSULA_KV_MEMORY", "2X"),
+        ("INSULA_CACHE_DIR_BYTES", "all"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_variable(name: str, value: str) -> None:

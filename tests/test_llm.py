@@ -257,6 +257,7 @@ def test_the_reference_engine_gives_the_same_answer(tiny_model: Path, shared_llm
         {"kv_memory": "lots"},
         {"kv_memory": -5},
         {"kv_memory": "1K"},
+        {"cache_dir_bytes": "lots"},
         {"max_running": 0},
         {"draft_tokens": 4},
         {"draft_tokens": 0, "speculate": "ngram"},

@@ -10,6 +10,7 @@
 
 #include "insula.h"
 #include "insula_isa.h"
+#include "runtime/page_io.h"
 #include "runtime/topology.h"
 
 namespace nb = nanobind;
@@ -21,6 +22,7 @@ namespace {
 
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using OutBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Doubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
@@ -118,6 +120,28 @@ Logits step(Model &m, Ints tokens, Ints positions, Ints rows, std::vector<Ints> 
   return Logits(out, {R, V}, owner);
 }
 
+uint64_t save_page(Model &m, int page, OutBytes out) {
+  if (out.shape(0) != m.page_bytes())
+    throw std::invalid_argument("a page has " + std::to_string(m.page_bytes()) + " bytes, not " +
+                                std::to_string(out.shape(0)));
+  nb::gil_scoped_release release;
+  return m.save_page(page, out.data());
+}
+
+nb::list load_pages(Model &m, const std::vector<int> &pages, const std::vector<int> &files,
+                    uint64_t offset) {
+  std::vector<uint64_t> sums;
+  std::vector<bool> read;
+  {
+    nb::gil_scoped_release release;
+    read = m.load_pages(pages, files, offset, sums);
+  }
+  nb::list out;
+  for (size_t i = 0; i < sums.size(); ++i)
+    out.append(read[i] ? nb::cast(sums[i]) : nb::none());
+  return out;
+}
+
 } // namespace
 
 void bind_engine(nb::module_ &m) {
@@ -159,6 +183,12 @@ void bind_engine(nb::module_ &m) {
            nb::arg("tables"), nb::arg("logit_rows"),
            "One forward pass: float32 [len(logit_rows), n_vocab].")
       .def("copy_page", &Model::copy_page, nb::arg("src"), nb::arg("dst"))
+      .def("populate", &Model::populate, nb::arg("pages"), nb::call_guard<nb::gil_scoped_release>(),
+           "Memory for the first pages now, and not when they are first written.")
+      .def("save_page", &save_page, nb::arg("page"), nb::arg("out"),
+           "Copy a page's bytes to uint8[page_bytes]; returns their checksum.")
+      .def("load_pages", &load_pages, nb::arg("pages"), nb::arg("files"), nb::arg("offset"),
+           "Fill pages from descriptors; each one's checksum, None if it could not be read.")
       .def_prop_ro("n_vocab", &Model::n_vocab)
       .def_prop_ro("n_pages", &Model::n_pages)
       .def_prop_ro("max_rows", &Model::max_rows)
@@ -170,6 +200,9 @@ void bind_engine(nb::module_ &m) {
       .def_prop_ro("tile_products", &Model::tile_products)
       .def_prop_ro("phases", &Model::phases);
 
+  m.def(
+      "checksum", [](Bytes data) { return insula::checksum(data.data(), data.shape(0)); },
+      nb::arg("data"), "64 bits against damage, as pages on disk carry them.");
   m.def(
       "isa_levels",
       [] {

@@ -64,6 +64,14 @@ public:
   // logits: R x n_vocab float32.
   void step(const Batch &batch, float *logits);
   void copy_page(int from, int to);
+  // Memory for the first pages now, and not when they are first written.
+  void populate(int pages);
+  // A page's bytes, slot after slot, to out[page_bytes]; returns their checksum (page_io.h).
+  uint64_t save_page(int page, uint8_t *out);
+  // Fills pages with the bytes at `offset` of open files, on all threads. sums: of what was read;
+  // a page whose file ends too soon or cannot be read is false, and holds anything.
+  std::vector<bool> load_pages(const std::vector<int> &pages, const std::vector<int> &files,
+                               uint64_t offset, std::vector<uint64_t> &sums);
 
   int n_vocab() const;
   int n_pages() const;

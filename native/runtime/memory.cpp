@@ -24,6 +24,7 @@ Buffer::~Buffer() {
     VirtualFree(data_, 0, MEM_RELEASE);
 }
 void drop_pages(const uint8_t *, size_t) {}
+void populate(uint8_t *, size_t) {}
 #else
 Buffer::Buffer(size_t bytes) : size_(bytes + 4096) {
   void *p = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -45,6 +46,15 @@ void drop_pages(const uint8_t *data, size_t bytes) {
   const uintptr_t b = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
   if (a < b)
     madvise(reinterpret_cast<void *>(a), b - a, MADV_DONTNEED);
+}
+void populate([[maybe_unused]] uint8_t *data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+  constexpr int kPopulateWrite = 23; // MADV_POPULATE_WRITE, Linux 5.14
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t a = reinterpret_cast<uintptr_t>(data) / page * page;
+  madvise(reinterpret_cast<void *>(a), reinterpret_cast<uintptr_t>(data) + bytes - a,
+          kPopulateWrite);
+#endif
 }
 #endif
 

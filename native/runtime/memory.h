@@ -25,4 +25,8 @@ private:
 // Gives the pages inside [data, data+bytes) of a read-only file mapping back to the system.
 void drop_pages(const uint8_t *data, size_t bytes);
 
+// Gives [data, data+bytes) its memory now and not at its first use, whatever stands there; where
+// the system cannot, nothing happens.
+void populate(uint8_t *data, size_t bytes);
+
 } // namespace insula

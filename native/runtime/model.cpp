@@ -8,6 +8,7 @@
 #include "executor.h"
 #include "insula.h"
 #include "insula_isa.h"
+#include "page_io.h"
 #include "topology.h"
 
 namespace insula {
@@ -25,6 +26,16 @@ struct Model::Impl {
   std::mutex mutex;
   size_t weight_bytes = 0;
   Impl(const KernelTable *k, int threads) : pool(threads) { s.kernels = k; }
+
+  std::vector<Run> runs(int page) const {
+    if (page < 0 || page >= s.n_pages)
+      fail("a page does not exist");
+    std::vector<Run> out;
+    for (size_t i = 0; i < s.slots.size(); ++i)
+      out.push_back({s.page(static_cast<int>(i), page, 0),
+                     s.head_bytes[i] * static_cast<size_t>(s.slots[i].kv_heads)});
+    return out;
+  }
 };
 
 Model::Model(const std::string &isa, int threads) {
@@ -178,6 +189,48 @@ void Model::copy_page(int from, int to) {
   for (size_t i = 0; i < s.slots.size(); ++i)
     std::memcpy(s.page(static_cast<int>(i), to, 0), s.page(static_cast<int>(i), from, 0),
                 s.head_bytes[i] * static_cast<size_t>(s.slots[i].kv_heads));
+}
+
+void Model::populate(int pages) {
+  std::lock_guard<std::mutex> lock(impl_->mutex);
+  const State &s = impl_->s;
+  if (pages < 0 || pages > s.n_pages)
+    fail("a page does not exist");
+  constexpr size_t kRun = size_t{2} << 20;
+  std::vector<Run> runs;
+  for (size_t i = 0; i < s.slots.size(); ++i) {
+    const size_t bytes = s.head_bytes[i] * static_cast<size_t>(s.slots[i].kv_heads * pages);
+    for (size_t at = 0; at < bytes; at += kRun)
+      runs.push_back({s.kv[i].data() + at, std::min(kRun, bytes - at)});
+  }
+  Claims c;
+  impl_->pool.run([&](int) {
+    for (size_t i; (i = static_cast<size_t>(c.claim(1))) < runs.size();)
+      insula::populate(runs[i].data, runs[i].bytes);
+  });
+}
+
+uint64_t Model::save_page(int page, uint8_t *out) {
+  std::lock_guard<std::mutex> lock(impl_->mutex);
+  return copy_out(impl_->runs(page), out);
+}
+
+std::vector<bool> Model::load_pages(const std::vector<int> &pages, const std::vector<int> &files,
+                                    uint64_t offset, std::vector<uint64_t> &sums) {
+  std::lock_guard<std::mutex> lock(impl_->mutex);
+  if (pages.size() != files.size())
+    fail("a file for each page is needed");
+  std::vector<std::vector<Run>> runs;
+  for (int page : pages)
+    runs.push_back(impl_->runs(page));
+  sums.assign(pages.size(), 0);
+  std::vector<char> read(pages.size()); // not bool: threads write neighbours
+  Claims c;
+  impl_->pool.run([&](int) {
+    for (size_t i; (i = static_cast<size_t>(c.claim(1))) < runs.size();)
+      read[i] = read_in(files[i], offset, runs[i], &sums[i]);
+  });
+  return {read.begin(), read.end()};
 }
 
 int Model::n_vocab() const { return impl_->s.n_vocab; }

@@ -12,6 +12,7 @@
 #include "insula.h"
 #include "insula_isa.h"
 #include "../kernels/table.h"
+#include "../runtime/page_io.h"
 #include "../runtime/threads.h"
 
 using namespace insula;
@@ -169,6 +170,70 @@ int shares_are_whole() {
   return checked;
 }
 
+// Pages that went out to a file come back into others, bit for bit; what ends too soon does not.
+int pages_come_back() {
+#ifdef _WIN32
+  auto descriptor = [](std::FILE *f) { return _fileno(f); };
+#else
+  auto descriptor = [](std::FILE *f) { return fileno(f); };
+#endif
+  Model a("", 2), b("", 3);
+  build(a, false), build(b, false);
+  run(a, {330}, 1);
+  const size_t bytes = a.page_bytes();
+  constexpr int kPages = 6;
+  constexpr size_t kHead = 100;
+  std::vector<std::vector<uint8_t>> out(kPages, std::vector<uint8_t>(bytes));
+  std::vector<uint64_t> sums, found;
+  std::vector<std::FILE *> files;
+  std::vector<int> to, descriptors;
+  for (int i = 0; i < kPages; ++i) {
+    std::vector<uint8_t> &page = out[static_cast<size_t>(i)];
+    sums.push_back(a.save_page(i, page.data()));
+    std::FILE *f = files.emplace_back(std::tmpfile());
+    std::fwrite(page.data(), 1, kHead, f);                      // a head
+    std::fwrite(page.data(), 1, i == 4 ? bytes - 1 : bytes, f); // the fifth is cut short
+    std::fflush(f);
+    descriptors.push_back(i == 5 ? -1 : descriptor(f)), to.push_back(20 - i);
+  }
+  b.populate(24);
+  const std::vector<bool> read = b.load_pages(to, descriptors, kHead, found);
+  for (size_t i = 0; i < kPages; ++i) {
+    CHECK(read[i] == (i < 4), "page %zu read: %d", i, static_cast<int>(read[i]));
+    if (!read[i])
+      continue;
+    std::vector<uint8_t> again(bytes);
+    CHECK(found[i] == sums[i], "page %zu has another checksum", i);
+    CHECK(b.save_page(to[i], again.data()) == sums[i] && again == out[i], "page %zu differs", i);
+  }
+  for (std::FILE *f : files)
+    std::fclose(f);
+  CHECK(refused([&] { a.save_page(24, out[0].data()); }), "a page that is not there");
+  CHECK(refused([&] { a.load_pages({0, 1}, {0}, 0, found); }), "two pages from one file");
+  CHECK(refused([&] { a.load_pages({-1}, {0}, 0, found); }), "page -1");
+  return kPages;
+}
+
+// One changed word always shows, wherever it is and however long the rest.
+int checksums_differ() {
+  std::mt19937 rng(3);
+  int checked = 0;
+  for (size_t n : {1, 7, 8, 63, 64, 65, 200, 1024}) {
+    std::vector<uint8_t> data(n);
+    for (auto &x : data)
+      x = static_cast<uint8_t>(rng());
+    const uint64_t sum = checksum(data.data(), n);
+    for (size_t bit = 0; bit < 8 * n; ++bit, ++checked) {
+      data[bit / 8] ^= static_cast<uint8_t>(1 << bit % 8);
+      CHECK(checksum(data.data(), n) != sum, "bit %zu of %zu bytes", bit, n);
+      data[bit / 8] ^= static_cast<uint8_t>(1 << bit % 8);
+    }
+    data.push_back(0);
+    CHECK(checksum(data.data(), n + 1) != sum, "a zero after %zu bytes", n);
+  }
+  return checked;
+}
+
 #ifdef INSULA_HAVE_TILES_EMULATED
 namespace insula {
 const KernelTable *table_amx_emulated();
@@ -176,7 +241,7 @@ const KernelTable *table_amx_emulated();
 #endif
 
 int main() {
-  int checked = shares_are_whole();
+  int checked = shares_are_whole() + pages_come_back() + checksums_differ();
 #ifdef INSULA_HAVE_TILES_EMULATED
   std::string error;
   add_level({"amx-emulated", select_level("avx512", &error) != nullptr, table_amx_emulated(), ""});

@@ -33,6 +33,8 @@ class Settings:
     isa: instruction-set level forced on the native engine (INSULA_ISA).
     threads: compute threads (INSULA_THREADS).
     kv_memory: bytes that the KV cache may take (INSULA_KV_MEMORY, such as 2G).
+    cache_dir, cache_dir_bytes: where prefixes are kept for the next run, and how much of them
+        (INSULA_CACHE_DIR, INSULA_CACHE_DIR_BYTES).
     language: language of the program's texts, en or es (INSULA_LANG, else the locale).
     hub_endpoint, hub_token, offline: HF_ENDPOINT, HF_TOKEN, INSULA_OFFLINE or HF_HUB_OFFLINE.
     """
@@ -42,6 +44,8 @@ class Settings:
     isa: str | None
     threads: int | None
     kv_memory: int | None
+    cache_dir: Path | None
+    cache_dir_bytes: int | None
     language: str
     hub_endpoint: str
     hub_token: str | None
@@ -58,12 +62,17 @@ def settings(env: Mapping[str, str] | None = None) -> Settings:
     env = os.environ if env is None else env
     get = env.get
     isa, kv_memory = get("INSULA_ISA"), get("INSULA_KV_MEMORY")
+    cache_dir, cache_dir_bytes = get("INSULA_CACHE_DIR"), get("INSULA_CACHE_DIR_BYTES")
     return Settings(
         home=_home(get("INSULA_HOME"), get("XDG_DATA_HOME"), get("LOCALAPPDATA")),
         engine=_choice("INSULA_ENGINE", get("INSULA_ENGINE") or "auto", ENGINES),
         isa=_choice("INSULA_ISA", isa, ISAS) if isa else None,
         threads=_count("INSULA_THREADS", get("INSULA_THREADS")),
         kv_memory=parse_size(kv_memory, name="INSULA_KV_MEMORY") if kv_memory else None,
+        cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
+        cache_dir_bytes=parse_size(cache_dir_bytes, name="INSULA_CACHE_DIR_BYTES")
+        if cache_dir_bytes
+        else None,
         language=_language(env),
         hub_endpoint=(get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"),
         hub_token=get("HF_TOKEN") or None,

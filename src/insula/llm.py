@@ -14,11 +14,12 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from insula.config import parse_size, settings
-from insula.engine.load import Options, load
+from insula.engine.load import CACHE_DIR_BYTES, Options, load
 from insula.engine.options import samples, sampling_params
 from insula.engine.request import Handle, Request, TextEngine, Tokenizer
 from insula.engine.stream import Stream
@@ -56,6 +57,8 @@ class LLM:
         max_running: int = 16,
         speculate: str | os.PathLike[str] = "off",
         draft_tokens: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_dir_bytes: int | str | None = None,
         download: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -77,6 +80,11 @@ class LLM:
             does not pay; the report counts guesses (draft_proposed, draft_accepted).
         draft_tokens: most tokens guessed at once per request; None: 12 with "ngram", 5 with a
             draft model.
+        cache_dir: a folder in which prefixes are kept for the next run: prompts that begin as
+            earlier ones did start at once. None: INSULA_CACHE_DIR; "": none. What is in it can
+            be turned back into the prompts: it is the user's alone, and to be treated like them.
+        cache_dir_bytes: most bytes in it, or such as "2G"; None: INSULA_CACHE_DIR_BYTES or 4 GiB.
+            What was used longest ago goes first.
         download: fetch a model that is not here yet; progress is told how far it is.
 
         Raises ConfigError, NotFoundError, FormatError, UnsupportedError, TokenizerError,
@@ -88,6 +96,10 @@ class LLM:
         env = settings()
         if kv_memory is None:
             kv_memory = env.kv_memory
+        if cache_dir is None:
+            cache_dir = env.cache_dir
+        if cache_dir_bytes is None:
+            cache_dir_bytes = env.cache_dir_bytes or CACHE_DIR_BYTES
         found = locate(model, allow_download=download, progress=progress)
         draft = None
         if speculate not in ("off", "ngram"):
@@ -111,6 +123,8 @@ class LLM:
                 else draft.name,
                 draft=None if draft is None else draft.path,
                 draft_tokens=draft_tokens,
+                cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
+                cache_dir_bytes=parse_size(cache_dir_bytes, name="cache_dir_bytes"),
             ),
         )
         self.model_info: ModelInfo = loaded.info

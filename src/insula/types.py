@@ -81,6 +81,7 @@ class TokenLogprob:
 class Report:
     """What happened to one request. Nothing is silent.
 
+    cached_from_disk: how many of the cached tokens were read from disk for this request.
     draft_proposed, draft_accepted: tokens that speculation guessed, and those that held.
     """
 
@@ -97,6 +98,7 @@ class Report:
     decode_tokens_per_second: float
     dropped_turns: int = 0
     dropped_tokens: int = 0
+    cached_from_disk: int = 0
     draft_proposed: int = 0
     draft_accepted: int = 0
     notes: tuple[str, ...] = ()

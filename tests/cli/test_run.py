@@ -49,6 +49,20 @@ def test_a_document_for_programs(insula, tiny):
     assert plain.rstrip("\n") == found["text"].strip("\n")
 
 
+def test_a_prefix_outlives_the_process(insula, tiny, tmp_path):
+    question = "a long question " * 20
+    options = (*SEEDED, "--json", "--cache-dir", str(tmp_path / "kept"))
+    first = answer(insula("run", str(tiny), question, *options))
+    second = answer(insula("run", str(tiny), question, *options))
+    assert second["text"] == first["text"]
+    assert first["report"]["cached_from_disk"] == 0
+    assert second["report"]["cached_from_disk"] >= 64
+    (tmp_path / "file").write_text("")
+    done = insula("run", str(tiny), "hello", *SEEDED, "--cache-dir", str(tmp_path / "file"))
+    assert done.returncode == 0
+    assert "cache_dir cannot be used" in done.stderr
+
+
 def test_a_prompt_from_a_pipe_is_the_same_prompt(insula, process, tiny):
     direct = answer(insula("run", str(tiny), "hello there", *SEEDED, "--json"))
     for args in ([], ["-"]):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import codecs
 import functools
 import hashlib
+import os
+import zlib
 
 import numpy as np
 
@@ -61,6 +63,24 @@ class PrefixRunner:
     def copy_page(self, src: int, dst: int) -> None:
         self.tokens[dst] = self.tokens[src]
         self.positions[dst] = self.positions[src]
+
+    @property
+    def page_bytes(self) -> int:
+        return 16 * self.page_size
+
+    def save_page(self, page: int, out) -> int:
+        both = np.concatenate([self.tokens[page], self.positions[page]])
+        out[:] = both.view(np.uint8)
+        return zlib.crc32(out)
+
+    def load_pages(self, pages, files, offset):
+        sums: list[int | None] = []
+        for page, file in zip(pages, files, strict=True):
+            raw = os.pread(file, self.page_bytes, offset)
+            sums.append(zlib.crc32(raw) if len(raw) == self.page_bytes else None)
+            raw = raw.ljust(self.page_bytes, b"\xaa")
+            self.tokens[page], self.positions[page] = np.frombuffer(raw, np.int64).reshape(2, -1)
+        return sums
 
     def close(self) -> None:
         self.closed = True

@@ -66,7 +66,7 @@ def bench(
 
     begun = time.perf_counter()
     n_ctx = prompt_tokens + new_tokens
-    llm = LLM(located.name, n_ctx=n_ctx, n_threads=threads, engine=engine)
+    llm = LLM(located.name, n_ctx=n_ctx, n_threads=threads, engine=engine, cache_dir="")
     loading = time.perf_counter() - begun
     counter = Counter(text("bench.working")) if is_terminal(sys.stderr) and not as_json else None
     try:

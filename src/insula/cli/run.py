@@ -121,6 +121,9 @@ def run(
     draft_tokens: Annotated[
         int | None, typer.Option("--draft-tokens", metavar="N", help=text("help.draft_tokens"))
     ] = None,
+    cache_dir: Annotated[
+        str | None, typer.Option("--cache-dir", metavar="DIR", help=text("help.cache_dir"))
+    ] = None,
     overflow: Annotated[
         str | None, typer.Option("--overflow", metavar="POLICY", help=text("help.overflow"))
     ] = None,
@@ -187,6 +190,7 @@ def run(
         kv_type=kv_type,
         speculate=speculate,
         draft_tokens=draft_tokens,
+        cache_dir=cache_dir,
     )
     with _model(model or catalog.DEFAULT_MODEL, options) as llm:
         if question is not None:
@@ -297,6 +301,9 @@ def _model(name: str, options: dict[str, Any]) -> Iterator[LLM]:
     from insula.llm import LLM
 
     with LLM(located.name, **options) as llm:
+        for line in llm.model_info.notes:
+            if "cache_dir" in line:  # it was asked for and cannot be had
+                note(line)
         yield llm
 
 

@@ -22,6 +22,7 @@ import dataclasses
 import os
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 
@@ -29,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insula.engine.breakers import BreakerTable
+from insula.engine.disk_cache import DiskCache
 from insula.engine.interrupts import HeldInterrupts
 from insula.engine.payoff import Payoff
 from insula.engine.request import Request, Runner, Tokenizer
@@ -59,11 +61,13 @@ class Engine:
         max_running: int = 16,
         step_tokens: int | None = None,
         payoff: Payoff | None = None,
+        disk: DiskCache | None = None,
     ) -> None:
         """n_ctx: most tokens of one request; the runner's pages must hold at least that many.
 
         step_tokens: most tokens per step; None adapts it to SLICE_SECONDS.
         payoff: speculation, and when it pays; None: none.
+        disk: keeps the prefix cache for the next run; None: nothing does.
         """
         capacity = runner.n_pages * runner.page_size
         if not 1 <= n_ctx <= capacity:
@@ -80,6 +84,7 @@ class Engine:
         self._budget = MIN_SLICE if step_tokens is None else step_tokens
         self._max_running = max_running
         self._payoff = payoff
+        self._disk = disk
         self.scheduler = self._new_scheduler()
         self._turn = threading.Condition(threading.Lock())
         self._stepping = False
@@ -137,10 +142,15 @@ class Engine:
             self._settle()
             for seq in [*self.scheduler.running, *self.scheduler.waiting]:
                 self._end_cancelled(seq)
+            notes: list[str] = []
+            if self._disk is not None and os.getpid() == self._process:
+                notes = self._disk.close()
             self.runner.close()
             if self._payoff is not None:
                 self._payoff.speculator.close()
             self._turn.notify_all()
+        for note in notes:  # no report is left to carry it
+            warnings.warn(note, RuntimeWarning, stacklevel=2)
 
     def __enter__(self) -> Engine:
         return self
@@ -246,7 +256,9 @@ class Engine:
         """Take in what was submitted and cancelled. The caller holds the lock, and steps if
         anybody does."""
         while self._submitted:
-            self.scheduler.add(self._submitted.popleft())
+            seq = self._submitted.popleft()
+            seq.awaits_disk = self._disk is not None and seq.request.use_cache
+            self.scheduler.add(seq)
         while self._cancelled:
             seq = self._cancelled.popleft()
             if not seq.done:
@@ -257,11 +269,14 @@ class Engine:
         seq.output.finish(seq, "cancelled", time.perf_counter())
 
     def _step(self) -> bool:
-        payoff = self._payoff
+        payoff, disk = self._payoff, self._disk
+        read = disk is not None and disk.read(
+            self.scheduler, until=time.perf_counter() + SLICE_SECONDS
+        )
         guesses = payoff.guess(self.scheduler.running, self.tokenizer.eog_ids) if payoff else {}
         batch = self.scheduler.plan(guesses)
         if not batch.slices:
-            return False
+            return read
         started = time.perf_counter()
         for part in batch.slices:
             if part.seq.output.started is None:
@@ -269,6 +284,10 @@ class Engine:
         logits_RV, first_row = self._run(batch)
         now = time.perf_counter()
         self.scheduler.computed(batch)
+        if disk is not None:
+            for note in disk.notes():
+                for part in batch.slices:
+                    part.seq.notes.append(note)
         self._set_budget(batch, now - started)
         if payoff is not None:
             payoff.ran(batch, now - started)
@@ -283,6 +302,8 @@ class Engine:
             except Exception as error:  # noqa: BLE001 - the caller's callback may raise anything
                 self.scheduler.finish(seq)
                 seq.output.fail(error)
+        if disk is not None:
+            disk.save()
         return True
 
     def _run(self, batch: Batch) -> tuple[NDArray[np.float32], list[int]]:
@@ -404,13 +425,16 @@ class Engine:
             self._payoff.speculator.reset()
 
     def _new_scheduler(self) -> Scheduler:
-        return Scheduler(
+        scheduler = Scheduler(
             n_pages=self.runner.n_pages,
             page_size=self.runner.page_size,
             max_running=self._max_running,
             budget=self._budget,
             logit_rows=max(1, LOGIT_BYTES // (4 * self.runner.n_vocab)),
         )
+        if self._disk is not None:
+            self._disk.attach(scheduler.cache)
+        return scheduler
 
 
 class RequestHandle:

@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -59,7 +60,9 @@ class PagePool:
 class Node:
     """One page of the tree: `tokens` are those whose keys and values it carries, in order.
 
-    Only a leaf may carry less than a full page. A root has no parent and carries nothing.
+    Only a leaf may carry less than a full page. A root has no parent and carries nothing, and
+    what was evicted has no page (-1). key: its name outside of memory, where it has one; saved: it
+    is there.
     """
 
     tokens: tuple[int, ...]
@@ -67,6 +70,8 @@ class Node:
     parent: Node | None
     salt: str = ""
     used: int = 0
+    key: bytes = b""
+    saved: bool = False
     children: dict[tuple[int, ...], Node] = field(default_factory=dict)
 
 
@@ -86,9 +91,13 @@ class Match:
 
 
 class PrefixCache:
-    """Keeps what finished sequences computed, until the space is needed."""
+    """Keeps what finished sequences computed, until the space is needed.
+
+    added: new nodes, the oldest first, if somebody wants to know of them and takes them out.
+    """
 
     def __init__(self, pool: PagePool, page_size: int) -> None:
+        self.added: deque[Node] | None = None
         self.pool = pool
         self.page_size = page_size
         self._roots: dict[str, Node] = {}
@@ -146,6 +155,8 @@ class PrefixCache:
             parent.children[tokens] = child
             self.pool.share(page)
             self.pool.kept[page] = True
+            if self.added is not None:
+                self.added.append(child)
         child.used = self._clock
         return child
 
@@ -192,6 +203,7 @@ class PrefixCache:
         del node.parent.children[node.tokens]
         self.pool.kept[node.page] = False
         self.pool.release(node.page)
+        node.page = -1
 
     def _nodes(self) -> Iterator[Node]:
         stack = [child for root in self._roots.values() for child in root.children.values()]

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from insula.config import KV_TYPES
 from insula.engine.backends import Choice, choose, require
@@ -22,7 +22,9 @@ from insula.engine.context import (
     kv_bytes_per_token,
     plan_context,
 )
+from insula.engine.disk_cache import DiskCache
 from insula.engine.engine import Engine
+from insula.engine.page_files import PageFiles
 from insula.engine.payoff import Payoff
 from insula.engine.request import Runner, TextEngine
 from insula.engine.speculation import Draft, NGram, Speculator, check_same_vocabulary
@@ -30,6 +32,7 @@ from insula.errors import ConfigError, TokenizerError, UnsupportedError
 from insula.types import ModelInfo
 
 if TYPE_CHECKING:
+    from insula.engine.runner import NativeRunner
     from insula.models.load import ModelFile
 
 #: Taken for the trained context where a file does not say.
@@ -39,6 +42,14 @@ MAX_THREADS, MAX_RUNNING = 1024, 256
 #: Most tokens guessed at once where nobody says; fewer where fewer pay.
 NGRAM_TOKENS, DRAFT_TOKENS = 12, 5
 MAX_DRAFT_TOKENS = 32
+
+#: What pages on disk may take where nobody says.
+CACHE_DIR_BYTES = 4 << 30
+#: Memory that is taken at the start for pages that may come from disk.
+READY_BYTES = 256 << 20
+#: Changes when the same program and tensors give other keys and values, or a page another order.
+PAGE_VERSION = 1
+NO_DISK_CACHE = "nothing is kept on disk: the {backend} engine has no cache_dir"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +70,7 @@ class Options:
     metadata, asked for models that native does not know.
     speculate: off, ngram, or the name of the draft model, whose file is `draft`. draft_tokens: most
     tokens guessed at once per request.
+    cache_dir: where the prefix cache is kept for the next run, cache_dir_bytes at most.
     """
 
     n_ctx: int | None = None
@@ -71,6 +83,8 @@ class Options:
     speculate: str = "off"
     draft: Path | None = None
     draft_tokens: int | None = None
+    cache_dir: Path | None = None
+    cache_dir_bytes: int = CACHE_DIR_BYTES
 
     def plan(self, *, n_ctx_train: int, bytes_per_token: int, weights: int = 0) -> ContextPlan:
         return plan_context(
@@ -135,6 +149,12 @@ def _own(
     if speculator is not None:
         most = options.draft_tokens or (NGRAM_TOKENS if draft is None else DRAFT_TOKENS)
         payoff = Payoff(speculator, most=most)
+    disk, disk_notes = _disk_cache(model, runner, choice.backend, kv_type, options)
+    if choice.backend == "native":
+        # Everything is packed: the files' pages need not stay in memory beside that.
+        for packed in (model, draft):
+            if packed is not None:
+                packed.close()
     engine = Engine(
         runner,
         model.tokenizer,
@@ -142,6 +162,7 @@ def _own(
         reason=choice.reason,
         max_running=options.max_running,
         payoff=payoff,
+        disk=disk,
     )
     info = ModelInfo(
         name=name,
@@ -163,7 +184,7 @@ def _own(
         threads=engine.threads,
         has_chat_template=model.tokenizer.chat_template is not None,
         speculation=options.speculate,
-        notes=(*graph.notes, *plan.notes),
+        notes=(*graph.notes, *plan.notes, *disk_notes),
     )
     stack.pop_all()
 
@@ -200,16 +221,44 @@ def _runner(model: ModelFile, backend: str, n_pages: int, kv_type: str, options:
         return ReferenceRunner(model.graph, model.gguf, n_pages=n_pages, page_size=PAGE_TOKENS)
     from insula.engine.runner import NativeRunner
 
-    runner = NativeRunner(
+    return NativeRunner(
         model.graph,
         model.gguf,
         n_pages=n_pages,
         threads=options.n_threads,
         kv_type=kv_type,
     )
-    # Everything is packed: the file's pages need not stay in memory beside that.
-    model.close()
-    return runner
+
+
+def _disk_cache(
+    model: ModelFile, runner: Runner, backend: str, kv_type: str, options: Options
+) -> tuple[DiskCache | None, tuple[str, ...]]:
+    """The cache on disk, if one is wanted and can be had; else a note that says why not."""
+    if options.cache_dir is None:
+        return None, ()
+    if backend != "native":
+        return None, (NO_DISK_CACHE.format(backend=backend),)
+    from insula import _native
+    from insula.models.fingerprint import fingerprint
+
+    native = cast("NativeRunner", runner)
+    try:
+        files = PageFiles(
+            options.cache_dir,
+            page_tokens=native.page_size,
+            page_bytes=native.page_bytes,
+            most_bytes=options.cache_dir_bytes,
+        )
+        # Another build of the core may round otherwise; the instruction set changes no bit.
+        core = Path(_native.__file__ or "").stat()
+    except OSError as error:
+        why = error.strerror or str(error)
+        return None, (f"nothing is kept on disk: cache_dir cannot be used: {why}",)
+    described = (PAGE_VERSION, core.st_size, core.st_mtime_ns, native.page_size, kv_type)
+    # A prompt from disk comes faster than new memory does: take that now, while nobody waits.
+    native.populate(min(len(files), READY_BYTES // native.page_bytes))
+    which = fingerprint(model.graph, model.gguf) + repr(described).encode()
+    return DiskCache(files, native, model=which), ()
 
 
 def _llamacpp(path: Path, name: str, choice: Choice, options: Options) -> Loaded:
@@ -230,6 +279,9 @@ def _llamacpp(path: Path, name: str, choice: Choice, options: Options) -> Loaded
         # Unknown shape: as if every layer kept full-width keys and values, an upper bound.
         known = options.kv_bytes_of(meta) if options.kv_bytes_of else None
         per_token = known or layers * width * 4
+    disk_notes: tuple[str, ...] = ()
+    if options.cache_dir is not None:
+        disk_notes = (NO_DISK_CACHE.format(backend="llamacpp"),)
     trained = summary.context_length or UNKNOWN_CONTEXT
     plan = options.plan(n_ctx_train=trained, bytes_per_token=per_token)
     engine = LlamaCppEngine(
@@ -257,7 +309,7 @@ def _llamacpp(path: Path, name: str, choice: Choice, options: Options) -> Loaded
         isa=engine.isa,
         threads=engine.threads,
         has_chat_template=engine.tokenizer.chat_template is not None,
-        notes=plan.notes,
+        notes=(*plan.notes, *disk_notes),
     )
     return Loaded(engine=engine, info=info, close=engine.close)
 

@@ -10,7 +10,7 @@ A request's tokens depend on the request alone: not on what else runs, on cache 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -124,6 +124,22 @@ class Runner(Protocol):
     ) -> NDArray[np.float32]: ...
     def copy_page(self, src: int, dst: int) -> None: ...
     def close(self) -> None: ...
+
+
+class PageRunner(Runner, Protocol):
+    """A runner whose pages may leave memory and come back, bit for bit.
+
+    save_page: copies a page to out, uint8 [page_bytes], and returns the bytes' checksum.
+    load_pages: fills pages with what lies at `offset` of files (descriptors); returns each one's
+    checksum, or None for a file that ends too soon or cannot be read.
+    """
+
+    @property
+    def page_bytes(self) -> int: ...
+    def save_page(self, page: int, out: NDArray[np.uint8]) -> int: ...
+    def load_pages(
+        self, pages: Sequence[int], files: Sequence[int], offset: int
+    ) -> list[int | None]: ...
 
 
 class Handle(Protocol):

@@ -117,6 +117,20 @@ class NativeRunner:
         """Copy one page of every layer."""
         self._model.copy_page(src, dst)
 
+    def populate(self, pages: int) -> None:
+        """Take the memory of the first pages now, and not when they are first written."""
+        self._model.populate(min(pages, self.n_pages))
+
+    def save_page(self, page: int, out: NDArray[np.uint8]) -> int:
+        """Copy a page of every layer to out, uint8 [page_bytes]; the bytes' checksum."""
+        return self._model.save_page(page, out)
+
+    def load_pages(
+        self, pages: Sequence[int], files: Sequence[int], offset: int
+    ) -> list[int | None]:
+        """Fill pages from open files, on all threads; see `request.PageRunner`."""
+        return self._model.load_pages(pages, files, offset)
+
     def close(self) -> None:
         """Free weights and pages."""
         del self._model

@@ -8,7 +8,8 @@ stays cached while there is room). A request never fails for lack of pages: the 
 sequence can always go on, since no request is larger than the pool.
 
 A prefix is computed once: who shares it with a running prompt waits for its pages, then shares the
-full ones and copies the last.
+full ones and copies the last. Pages from disk (`disk_cache`) come between two plans; who waits for
+them is not admitted before, nor is who came later.
 
 The scheduler calls no runner and reads no clock.
 """
@@ -104,9 +105,9 @@ class Scheduler:
         held: list[Sequence] = []
         while budget > 0 and self.waiting and len(self.running) < self.max_running:
             seq = self.waiting.popleft()
-            if len(held) < MOST_HELD and self._in_the_making(seq):
+            if len(held) < MOST_HELD and self.in_the_making(seq):
                 held.append(seq)
-            elif self._admit(seq, copies):
+            elif not seq.awaits_disk and self._admit(seq, copies):
                 self.running.append(seq)
                 slices.append(self._slice(seq, budget))
                 budget -= slices[-1].count
@@ -151,7 +152,7 @@ class Scheduler:
             count = min(count, self.logit_rows if every_row else unwanted)
         return Slice(seq=seq, start=seq.n_computed, count=count, every_row=every_row)
 
-    def _in_the_making(self, seq: Sequence) -> bool:
+    def in_the_making(self, seq: Sequence) -> bool:
         """A running sequence is computing a prefix of this one: waiting for it costs nothing,
         computing it beside that would cost all of it again."""
         return any(
@@ -169,6 +170,28 @@ class Scheduler:
         n = min(self._known(seq), limit)
         differs = np.flatnonzero(seq.history[:n] != other.history[:n])
         return int(differs[0]) if len(differs) else n
+
+    def reusable(self, seq: Sequence) -> list[int]:
+        """The tokens that may come from a cache."""
+        return seq.ids[: self._known(seq)]
+
+    def spare(self, seq: Sequence, match: Match) -> int:
+        """Pages left when the sequence has all that it needs beside its match; less than 0 or,
+        with others running, than one for each: it cannot be admitted now."""
+        wanted = -(-len(seq.ids) // self.page_size) - len(match.pages)
+        return self.pool.n_free + self.pool.n_evictable - wanted
+
+    def match(self, seq: Sequence) -> Match:
+        """The sequence's longest prefix in memory; give it back with `forget`."""
+        if not seq.request.use_cache:
+            return Match(pages=[], node=None)
+        return self.cache.match(seq.request.salt, self.reusable(seq))
+
+    def forget(self, match: Match) -> None:
+        for page in match.pages:
+            self.pool.release(page)
+        if match.tail is not None:
+            self.pool.release(match.tail)
 
     def _known(self, seq: Sequence) -> int:
         """How many tokens may come from a cache: one must run, or there are no logits to sample
@@ -204,11 +227,11 @@ class Scheduler:
 
     def _admit(self, seq: Sequence, copies: list[tuple[int, int]]) -> bool:
         """Give a waiting sequence the pages for all its tokens so far, cached ones shared."""
-        match = self._longer_tail(seq, self._match(seq))
+        match = self._longer_tail(seq, self.match(seq))
         wanted = -(-len(seq.ids) // self.page_size) - len(match.pages)
-        spare = self.pool.n_free + self.pool.n_evictable - wanted
+        spare = self.spare(seq, match)
         if self.running and spare < len(self.running):  # each may need a page soon
-            self._forget(match)
+            self.forget(match)
             return False
         tail = match.tail
         if tail is not None and spare < 0:  # the page to copy from is one of those we need
@@ -227,17 +250,6 @@ class Scheduler:
         if seq.cached_tokens is None:
             seq.cached_tokens = seq.n_computed
         return True
-
-    def _match(self, seq: Sequence) -> Match:
-        if not seq.request.use_cache:
-            return Match(pages=[], node=None)
-        return self.cache.match(seq.request.salt, seq.ids[: self._known(seq)])
-
-    def _forget(self, match: Match) -> None:
-        for page in match.pages:
-            self.pool.release(page)
-        if match.tail is not None:
-            self.pool.release(match.tail)
 
     def _grow(self, seq: Sequence) -> bool:
         """Make sure the next token has a page. False if the sequence had to give way itself."""

@@ -52,6 +52,9 @@ class Sequence:
         self.node: Node | None = None  # the prefix tree's node of our last kept page
         self.n_kept = 0  # pages of ours that the prefix tree has
         self.cached_tokens: int | None = None
+        self.awaits_disk = False  # it is not admitted before the disk has been asked
+        self.disk_tokens = 0  # whose keys and values were read from disk for it
+        self.notes: list[str] = []
         self.preemptions = 0
         # Speculation: guesses run, guesses that held, their running share (None: no guess yet).
         self.draft_proposed = 0
@@ -172,7 +175,7 @@ class Output:
 
     def _report(self, seq: Sequence, now: float) -> Report:
         request, n = seq.request, len(self._token_ids)
-        notes = list(request.notes)
+        notes = [*request.notes, *seq.notes]
         if seq.preemptions:
             notes.append(
                 f"the KV cache was full: this request gave way and was computed again "
@@ -191,6 +194,7 @@ class Output:
             prompt_tokens=seq.n_prompt,
             completion_tokens=n,
             cached_tokens=cached,
+            cached_from_disk=min(cached, seq.disk_tokens),
             time_to_first_token=self._first - self._submitted if self._first is not None else 0.0,
             prompt_tokens_per_second=(seq.n_prompt - cached) / prefill if prefill > 0 else 0.0,
             decode_tokens_per_second=(n - 1) / decode if n > 1 and decode > 0 else 0.0,
