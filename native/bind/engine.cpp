@@ -154,6 +154,25 @@ void bind_engine(nb::module_ &m) {
             return self.add_weight(type, rows, cols, data.data(), data.shape(0), drop);
           },
           nb::arg("type"), nb::arg("rows"), nb::arg("cols"), nb::arg("data"), nb::arg("drop"))
+      .def_static("packed_bytes", &Model::packed_bytes, nb::arg("type"), nb::arg("rows"),
+                  nb::arg("cols"), "Bytes of a matrix as the kernels read it.")
+      .def(
+          "pack",
+          [](Model &self, int type, int rows, int cols, Bytes data, bool drop, OutBytes out) {
+            if (out.shape(0) != Model::packed_bytes(type, rows, cols))
+              throw std::invalid_argument("the buffer for a packed tensor has another size");
+            nb::gil_scoped_release release;
+            self.pack(type, rows, cols, data.data(), data.shape(0), drop, out.data());
+          },
+          nb::arg("type"), nb::arg("rows"), nb::arg("cols"), nb::arg("data"), nb::arg("drop"),
+          nb::arg("out"))
+      .def(
+          "add_packed",
+          [](Model &self, int type, int rows, int cols, Bytes data) {
+            return self.add_packed(type, rows, cols, data.data(), data.shape(0));
+          },
+          nb::arg("type"), nb::arg("rows"), nb::arg("cols"), nb::arg("data"),
+          nb::keep_alive<1, 5>(), "Weights that lie packed already; they are not copied.")
       .def("add_vector",
            [](Model &self, Floats v) { return self.add_vector(v.data(), v.shape(0)); })
       .def("add_freqs", [](Model &self, Doubles v) { return self.add_freqs(v.data(), v.shape(0)); })
@@ -201,7 +220,11 @@ void bind_engine(nb::module_ &m) {
       .def_prop_ro("phases", &Model::phases);
 
   m.def(
-      "checksum", [](Bytes data) { return insula::checksum(data.data(), data.shape(0)); },
+      "checksum",
+      [](Bytes data) {
+        nb::gil_scoped_release release;
+        return insula::checksum(data.data(), data.shape(0));
+      },
       nb::arg("data"), "64 bits against damage, as pages on disk carry them.");
   m.def(
       "isa_levels",

@@ -54,6 +54,12 @@ public:
   // Packs a matrix [rows, cols] of GGUF type `type` from file order; returns its index.
   // drop: `data` lies in a file mapping whose pages may be given back once read.
   int add_weight(int type, int rows, int cols, const uint8_t *data, size_t bytes, bool drop);
+  // The same in two steps: pack() writes packed_bytes() to `out`, in this process or an earlier
+  // one, and add_packed() takes them where they lie. `data` must outlive the model.
+  static size_t packed_bytes(int type, int rows, int cols);
+  void pack(int type, int rows, int cols, const uint8_t *data, size_t bytes, bool drop,
+            uint8_t *out);
+  int add_packed(int type, int rows, int cols, const uint8_t *data, size_t bytes);
   int add_vector(const float *data, size_t n);
   int add_freqs(const double *data, size_t n);
   // Checks every index and width, then fuses what it knows. Called once.

@@ -16,6 +16,18 @@ namespace {
 
 [[noreturn]] void fail(const std::string &what) { throw std::invalid_argument(what); }
 
+// A matrix of a GGUF type as it will stand packed, without its data.
+Weight shape_of(int type, int rows, int cols) {
+  Weight w;
+  if (!layout_of(type, &w.layout))
+    fail("no kernel for tensor type " + std::to_string(type));
+  if (rows <= 0 || cols <= 0 || cols % info(w.layout).block)
+    fail("a row is not a whole number of blocks");
+  w.rows = rows, w.cols = static_cast<size_t>(cols);
+  w.bytes = static_cast<size_t>((rows + kPanel - 1) / kPanel) * panel_bytes(w.layout, w.cols);
+  return w;
+}
+
 } // namespace
 
 struct Model::Impl {
@@ -47,20 +59,20 @@ Model::Model(const std::string &isa, int threads) {
 }
 Model::~Model() = default;
 
-int Model::add_weight(int type, int rows, int cols, const uint8_t *data, size_t bytes, bool drop) {
-  Layout l;
-  if (!layout_of(type, &l))
-    fail("no kernel for tensor type " + std::to_string(type));
-  const LayoutInfo &li = info(l);
-  if (rows <= 0 || cols <= 0 || cols % li.block)
-    fail("a row is not a whole number of blocks");
-  const size_t k = static_cast<size_t>(cols);
-  const size_t row = k / static_cast<size_t>(li.block) * static_cast<size_t>(li.file_bytes);
+size_t Model::packed_bytes(int type, int rows, int cols) {
+  const Weight w = shape_of(type, rows, cols);
+  return w.bytes;
+}
+
+void Model::pack(int type, int rows, int cols, const uint8_t *data, size_t bytes, bool drop,
+                 uint8_t *out) {
+  const Weight w = shape_of(type, rows, cols);
+  const LayoutInfo &li = info(w.layout);
+  const size_t row = w.cols / static_cast<size_t>(li.block) * static_cast<size_t>(li.file_bytes);
   if (bytes / static_cast<size_t>(rows) != row || bytes % static_cast<size_t>(rows))
     fail("tensor has " + std::to_string(bytes) + " bytes where rows * row bytes are needed");
   const int panels = (rows + kPanel - 1) / kPanel;
-  const size_t pb = panel_bytes(l, k);
-  Buffer out(static_cast<size_t>(panels) * pb);
+  const size_t pb = panel_bytes(w.layout, w.cols);
   // In runs of about 16 MB, so that the source's pages can go as soon as they are read.
   const int run = std::max<int>(1, static_cast<int>((size_t{16} << 20) / (row * kPanel)));
   for (int p0 = 0; p0 < panels; p0 += run) {
@@ -71,18 +83,31 @@ int Model::add_weight(int type, int rows, int cols, const uint8_t *data, size_t 
         const uint8_t *r[kPanel] = {};
         for (int i = 0; i < kPanel && p * kPanel + i < rows; ++i)
           r[i] = data + static_cast<size_t>(p * kPanel + i) * row;
-        pack_panel(l, r, k, out.data() + static_cast<size_t>(p) * pb);
+        pack_panel(w.layout, r, w.cols, out + static_cast<size_t>(p) * pb);
       }
     });
     const size_t a = static_cast<size_t>(p0) * kPanel * row;
     if (drop)
       drop_pages(data + a, std::min(bytes, static_cast<size_t>(p1) * kPanel * row) - a);
   }
-  Weight w;
-  w.layout = l, w.rows = rows, w.cols = k, w.data = out.data();
-  w.bytes = static_cast<size_t>(panels) * pb;
-  impl_->weight_bytes += w.bytes;
+}
+
+int Model::add_weight(int type, int rows, int cols, const uint8_t *data, size_t bytes, bool drop) {
+  Buffer out(packed_bytes(type, rows, cols));
+  pack(type, rows, cols, data, bytes, drop, out.data());
   impl_->owned.push_back(std::move(out));
+  return add_packed(type, rows, cols, impl_->owned.back().data(), packed_bytes(type, rows, cols));
+}
+
+int Model::add_packed(int type, int rows, int cols, const uint8_t *data, size_t bytes) {
+  Weight w = shape_of(type, rows, cols);
+  if (bytes != w.bytes)
+    fail("a packed tensor has " + std::to_string(bytes) + " bytes where " +
+         std::to_string(w.bytes) + " are needed");
+  if (reinterpret_cast<uintptr_t>(data) % 64)
+    fail("packed weights must be aligned to 64 bytes");
+  w.data = data;
+  impl_->weight_bytes += w.bytes;
   impl_->s.weights.push_back(w);
   return static_cast<int>(impl_->s.weights.size()) - 1;
 }

@@ -17,7 +17,7 @@ struct Weight {
   Layout layout = Layout::F32;
   int rows = 0;
   size_t cols = 0;
-  uint8_t *data = nullptr;
+  const uint8_t *data = nullptr;
   size_t bytes = 0;
 };
 

@@ -18,6 +18,7 @@ from insula.errors import ConfigError
 
 ENGINES = ("auto", "native", "reference", "llamacpp")
 KV_TYPES = ("f16", "int8", "f32")
+WEIGHTS = ("memory", "mmap")
 ISAS = ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon")
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -33,6 +34,7 @@ class Settings:
     isa: instruction-set level forced on the native engine (INSULA_ISA).
     threads: compute threads (INSULA_THREADS).
     kv_memory: bytes that the KV cache may take (INSULA_KV_MEMORY, such as 2G).
+    weights: memory or mmap (INSULA_WEIGHTS).
     cache_dir, cache_dir_bytes: where prefixes are kept for the next run, and how much of them
         (INSULA_CACHE_DIR, INSULA_CACHE_DIR_BYTES).
     language: language of the program's texts, en or es (INSULA_LANG, else the locale).
@@ -44,6 +46,7 @@ class Settings:
     isa: str | None
     threads: int | None
     kv_memory: int | None
+    weights: str
     cache_dir: Path | None
     cache_dir_bytes: int | None
     language: str
@@ -69,6 +72,7 @@ def settings(env: Mapping[str, str] | None = None) -> Settings:
         isa=_choice("INSULA_ISA", isa, ISAS) if isa else None,
         threads=_count("INSULA_THREADS", get("INSULA_THREADS")),
         kv_memory=parse_size(kv_memory, name="INSULA_KV_MEMORY") if kv_memory else None,
+        weights=_choice("INSULA_WEIGHTS", get("INSULA_WEIGHTS") or "memory", WEIGHTS),
         cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
         cache_dir_bytes=parse_size(cache_dir_bytes, name="INSULA_CACHE_DIR_BYTES")
         if cache_dir_bytes

@@ -57,6 +57,7 @@ class LLM:
         max_running: int = 16,
         speculate: str | os.PathLike[str] = "off",
         draft_tokens: int | None = None,
+        weights: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_dir_bytes: int | str | None = None,
         download: bool = False,
@@ -80,6 +81,10 @@ class LLM:
             does not pay; the report counts guesses (draft_proposed, draft_accepted).
         draft_tokens: most tokens guessed at once per request; None: 12 with "ngram", 5 with a
             draft model.
+        weights: "memory" packs them at each start; "mmap" keeps them packed in a file below
+            INSULA_HOME, as large as the model's, and maps that: a start packs nothing, several
+            processes share one copy, and the system may drop what it needs the memory for. None:
+            INSULA_WEIGHTS or memory.
         cache_dir: a folder in which prefixes are kept for the next run: prompts that begin as
             earlier ones did start at once. None: INSULA_CACHE_DIR; "": none. What is in it can
             be turned back into the prompts: it is the user's alone, and to be treated like them.
@@ -123,6 +128,8 @@ class LLM:
                 else draft.name,
                 draft=None if draft is None else draft.path,
                 draft_tokens=draft_tokens,
+                weights=weights or env.weights,
+                home=env.home,
                 cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
                 cache_dir_bytes=parse_size(cache_dir_bytes, name="cache_dir_bytes"),
             ),

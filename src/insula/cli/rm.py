@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from insula.cli.output import say, say_json, size
+from insula.engine.packed_weights import sweep
 from insula.errors import ConfigError
 from insula.hub import catalog, local
+from insula.hub.places import home
 from insula.hub.store import ModelStore, Removed
 from insula.locale import text
 
@@ -32,6 +34,7 @@ def rm(
             raise ConfigError(text("rm.not_ours", name=name, program=program))
         entry = catalog.find(name)
         removed.append(store.remove(entry.name if entry is not None else name))
+        sweep(home())
         if not as_json:
             say(text("rm.removed", name=removed[-1].manifest.name, freed=size(removed[-1].freed)))
     pruned = store.prune() if unused else None

@@ -21,7 +21,7 @@ from insula.cli.inputs import (
 )
 from insula.cli.output import note
 from insula.cli.transfers import TransferDisplay
-from insula.config import KV_TYPES
+from insula.config import KV_TYPES, WEIGHTS
 from insula.engine.context import MAX_CONTEXT
 from insula.engine.load import MAX_THREADS
 from insula.errors import ConfigError, NotFoundError
@@ -121,6 +121,9 @@ def run(
     draft_tokens: Annotated[
         int | None, typer.Option("--draft-tokens", metavar="N", help=text("help.draft_tokens"))
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", metavar="memory|mmap", help=text("help.weights"))
+    ] = None,
     cache_dir: Annotated[
         str | None, typer.Option("--cache-dir", metavar="DIR", help=text("help.cache_dir"))
     ] = None,
@@ -171,6 +174,9 @@ def run(
     if kv_type is not None and kv_type not in KV_TYPES:
         allowed = ", ".join(KV_TYPES)
         raise ConfigError(text("run.no_such_kv_type", found=kv_type[:40], allowed=allowed))
+    if weights is not None and weights not in WEIGHTS:
+        allowed = ", ".join(WEIGHTS)
+        raise ConfigError(text("run.no_such_weights", found=weights[:40], allowed=allowed))
     if overflow is not None:
         check_overflow(overflow)
     if prompt is None and model is not None and _is_question(model):
@@ -190,6 +196,7 @@ def run(
         kv_type=kv_type,
         speculate=speculate,
         draft_tokens=draft_tokens,
+        weights=weights,
         cache_dir=cache_dir,
     )
     with _model(model or catalog.DEFAULT_MODEL, options) as llm:

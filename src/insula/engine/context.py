@@ -69,7 +69,8 @@ def plan_context(
         raise ResourceError(
             f"the model needs {_size(weights)} for its weights and {_size(OVERHEAD)} beside them, "
             f"and {_size(available or 0)} of memory are free; close other programs, or take a "
-            "smaller model or a smaller quantization of it"
+            'smaller model, a smaller quantization of it, or weights="mmap", which reads them from '
+            "disk as they are needed"
         )
     budget = kv_memory
     if budget is None:

@@ -13,7 +13,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from insula.config import KV_TYPES
+from insula.config import KV_TYPES, WEIGHTS
 from insula.engine.backends import Choice, choose, require
 from insula.engine.context import (
     MAX_CONTEXT,
@@ -71,6 +71,7 @@ class Options:
     speculate: off, ngram, or the name of the draft model, whose file is `draft`. draft_tokens: most
     tokens guessed at once per request.
     cache_dir: where the prefix cache is kept for the next run, cache_dir_bytes at most.
+    weights: memory, or mmap: mapped from a packed file below `home`.
     """
 
     n_ctx: int | None = None
@@ -85,6 +86,8 @@ class Options:
     draft_tokens: int | None = None
     cache_dir: Path | None = None
     cache_dir_bytes: int = CACHE_DIR_BYTES
+    weights: str = "memory"
+    home: Path | None = None
 
     def plan(self, *, n_ctx_train: int, bytes_per_token: int, weights: int = 0) -> ContextPlan:
         return plan_context(
@@ -131,11 +134,19 @@ def _own(
     per_token = kv_bytes_per_token(graph, kv_type)
     if draft is not None:  # it keeps as many tokens as the model
         per_token += kv_bytes_per_token(draft.graph, kv_type)
+    mapped = options.weights == "mmap" and choice.backend == "native"
+    weights = sum(_weights(m, choice.backend) for m in (model, draft) if m is not None)
     plan = options.plan(
         n_ctx_train=graph.n_ctx_train,
         bytes_per_token=per_token,
-        weights=sum(_weights(m, choice.backend) for m in (model, draft) if m is not None),
+        weights=0 if mapped else weights,
     )
+    notes = [*graph.notes, *plan.notes]
+    if mapped and options.available is not None and weights > options.available:
+        notes.append(
+            f"the weights take {weights >> 20} MiB and {options.available >> 20} MiB of memory "
+            "are free: they are read from disk again and again, which is slow"
+        )
     runner = _runner(model, choice.backend, plan.n_pages, kv_type, options)
     stack.callback(runner.close)
     speculator: Speculator | None = None
@@ -184,7 +195,7 @@ def _own(
         threads=engine.threads,
         has_chat_template=model.tokenizer.chat_template is not None,
         speculation=options.speculate,
-        notes=(*graph.notes, *plan.notes, *disk_notes),
+        notes=(*notes, *disk_notes),
     )
     stack.pop_all()
 
@@ -227,7 +238,18 @@ def _runner(model: ModelFile, backend: str, n_pages: int, kv_type: str, options:
         n_pages=n_pages,
         threads=options.n_threads,
         kv_type=kv_type,
+        packed=(options.home, _fingerprint(model)) if options.weights == "mmap" else None,
     )
+
+
+def _fingerprint(model: ModelFile) -> bytes:
+    """The model, and the build of the core: another may round or pack otherwise. The instruction
+    set changes no bit. Raises OSError."""
+    from insula import _native
+    from insula.models.fingerprint import fingerprint
+
+    core = Path(_native.__file__ or "").stat()
+    return fingerprint(model.graph, model.gguf) + repr((core.st_size, core.st_mtime_ns)).encode()
 
 
 def _disk_cache(
@@ -238,9 +260,6 @@ def _disk_cache(
         return None, ()
     if backend != "native":
         return None, (NO_DISK_CACHE.format(backend=backend),)
-    from insula import _native
-    from insula.models.fingerprint import fingerprint
-
     native = cast("NativeRunner", runner)
     try:
         files = PageFiles(
@@ -249,15 +268,13 @@ def _disk_cache(
             page_bytes=native.page_bytes,
             most_bytes=options.cache_dir_bytes,
         )
-        # Another build of the core may round otherwise; the instruction set changes no bit.
-        core = Path(_native.__file__ or "").stat()
+        which = _fingerprint(model)
     except OSError as error:
         why = error.strerror or str(error)
         return None, (f"nothing is kept on disk: cache_dir cannot be used: {why}",)
-    described = (PAGE_VERSION, core.st_size, core.st_mtime_ns, native.page_size, kv_type)
+    which += repr((PAGE_VERSION, native.page_size, kv_type)).encode()
     # A prompt from disk comes faster than new memory does: take that now, while nobody waits.
     native.populate(min(len(files), READY_BYTES // native.page_bytes))
-    which = fingerprint(model.graph, model.gguf) + repr(described).encode()
     return DiskCache(files, native, model=which), ()
 
 
@@ -340,6 +357,8 @@ def _checked(options: Options) -> Options:
         counts[name] = int(value)
     if options.kv_type not in KV_TYPES:
         raise ConfigError(f"kv_type: found {options.kv_type!r}; allowed: {', '.join(KV_TYPES)}")
+    if options.weights not in WEIGHTS:
+        raise ConfigError(f"weights: found {options.weights!r}; allowed: {', '.join(WEIGHTS)}")
     if options.draft_tokens is not None and options.speculate == "off":
         raise ConfigError(
             f"draft_tokens: found {options.draft_tokens}, and speculation is off; "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from insula import _native
 from insula.config import KV_TYPES, settings
+from insula.engine.packed_weights import PackedWeights, open_packed
 from insula.errors import ConfigError, EngineError, FormatError, ResourceError
 from insula.formats.gguf import GGUFFile
 from insula.ops.graph import Attention, Embed, Glu, Graph, Linear, Logits, Norm, Op, Rope
@@ -44,14 +46,16 @@ class NativeRunner:
         kv_type: str = "f16",
         isa: str | None = None,
         max_rows: int = MAX_ROWS,
+        packed: tuple[Path | None, bytes] | None = None,
     ) -> None:
         """Packs every tensor that the graph names.
 
         n_pages: pages of 64 positions, shared by all sequences; memory is used when a page is
         first written. threads: None for one per physical core that this process may use.
         kv_type: how keys and values are kept; int8 takes about half of f16. isa: an
-        instruction-set level, None for INSULA_ISA or the best one. Raises ConfigError,
-        FormatError or ResourceError.
+        instruction-set level, None for INSULA_ISA or the best one. packed: matrices are mapped
+        from a file below this folder (packed_weights), made under this key if it is not there.
+        Raises ConfigError, FormatError or ResourceError.
         """
         if kv_type not in KV_TYPES:
             raise ConfigError(f"kv_type: found {kv_type!r}; allowed: {', '.join(KV_TYPES)}")
@@ -63,6 +67,11 @@ class NativeRunner:
         except ValueError as error:
             raise ConfigError(f"INSULA_ISA: {error}") from None
         self.graph = graph
+        self._packed: PackedWeights | None = None
+        if packed is not None:
+            self._packed = open_packed(
+                packed[0] or settings().home, self._model, gguf, matrices(graph), key=packed[1]
+            )
         try:
             self._build(gguf)
             self._model.allocate(n_pages, kv_type, max_rows)
@@ -103,7 +112,7 @@ class NativeRunner:
         in position. tables[s][p // 64] is the page of position p.
         """
         try:
-            return self._model.step(
+            logits = self._model.step(
                 _ints(tokens),
                 _ints(positions),
                 _ints(rows),
@@ -112,6 +121,9 @@ class NativeRunner:
             )
         except (ValueError, MemoryError) as error:
             raise EngineError(f"the native engine refused a step: {error}") from None
+        if self._packed is not None:
+            self._packed.check()
+        return logits
 
     def copy_page(self, src: int, dst: int) -> None:
         """Copy one page of every layer."""
@@ -134,6 +146,8 @@ class NativeRunner:
     def close(self) -> None:
         """Free weights and pages."""
         del self._model
+        if self._packed is not None:
+            self._packed.close()
 
     def _build(self, gguf: GGUFFile) -> None:
         names = list(self.graph.buffers)
@@ -146,9 +160,11 @@ class NativeRunner:
             if name not in weights:
                 info = gguf.tensors[name]
                 rows, cols = info.shape
-                weights[name] = self._model.add_weight(
-                    int(info.type), rows, cols, gguf.data(name), True
-                )
+                if self._packed is not None:
+                    at = self._model.add_packed(int(info.type), rows, cols, self._packed.data(name))
+                else:
+                    at = self._model.add_weight(int(info.type), rows, cols, gguf.data(name), True)
+                weights[name] = at
             return weights[name]
 
         def vector(name: str | None) -> int:
@@ -172,6 +188,12 @@ class NativeRunner:
             [self.graph.buffers[name] for name in names],
             [[slot.kv_heads, slot.head_dim] for slot in self.graph.slots],
         )
+
+
+def matrices(graph: Graph) -> list[str]:
+    """The tensors that the kernels read packed, each once, in order of first use."""
+    names = {op.weight: None for op in graph.ops if isinstance(op, Embed | Linear | Logits)}
+    return list(names)
 
 
 def _lower(op: Op, buffers: dict[str, int], weight: Any, vector: Any, table: Any) -> dict[str, Any]:

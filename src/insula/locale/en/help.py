@@ -66,6 +66,7 @@ TEXTS = {
     "kv_type": "How keys and values are kept: f16, int8 (about half the memory) or f32.",
     "speculate": "Guess tokens and confirm several at once; answers stay the same. off, ngram (what followed the same words earlier), or a draft model: a smaller one with the same vocabulary.",
     "draft_tokens": "Guess at most N tokens at once.",
+    "weights": "memory packs the weights at each start; mmap keeps them packed in a file, which starts sooner and is shared by processes.",
     "cache_dir": "Keep prefixes in folder DIR for the next run: prompts that begin as earlier ones did start at once. It is as private as the prompts. INSULA_CACHE_DIR_BYTES bounds it (4G).",
     "engine": "auto, native, llamacpp or reference.",
     "raw": "Go on from the text as it is, without the chat template.",

@@ -27,6 +27,7 @@ TEXTS = {
     "help": 'Enter sends; Alt-Enter or Ctrl-J begins a new line; """ opens and closes a block of lines.\nCtrl-C stops an answer, Ctrl-D leaves. A message that begins with / is written with //.\n\n/system [TEXT|off]     show, set or remove the system prompt\n/set [NAME VALUE]      show or change how answers are sampled\n/show                  the model, the context, the last messages\n/regenerate            answer the last question again\n/clear                 forget the messages\n/save NAME, /load NAME keep the chat in a file, take it back\n/help                  this\n/bye                   leave',
     "raw_is_raw": "--raw goes on from the text as it is, and has no place for --system and --template",
     "no_such_kv_type": "--kv-type: found {found!r}; allowed: {allowed}",
+    "no_such_weights": "--weights: found {found!r}; allowed: {allowed}",
     "no_such_template": "there is no chat format or file {choice!r}; formats: {known}",
     "no_such_folder": "there is no folder {path}",
     "waiting_for_input": "reading standard input; end it with Ctrl-D, or close it with </dev/null",

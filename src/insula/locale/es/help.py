@@ -66,6 +66,7 @@ TEXTS = {
     "kv_type": "Cómo se guardan claves y valores: f16, int8 (cerca de la mitad de memoria) o f32.",
     "speculate": "Conjetura tokens y confirma varios a la vez; las respuestas no cambian. off, ngram (lo que siguió antes a las mismas palabras), o un modelo borrador: uno más pequeño con el mismo vocabulario.",
     "draft_tokens": "Conjetura como mucho N tokens a la vez.",
+    "weights": "memory empaqueta los pesos en cada arranque; mmap los guarda empaquetados en un fichero: arranca antes y lo comparten los procesos.",
     "cache_dir": "Guarda prefijos en la carpeta DIR para la próxima ejecución: las preguntas que empiezan como otras anteriores arrancan al momento. Es tan privada como las preguntas. INSULA_CACHE_DIR_BYTES la limita (4G).",
     "engine": "auto, native, llamacpp o reference.",
     "raw": "Continúa el texto tal cual, sin la plantilla de conversación.",

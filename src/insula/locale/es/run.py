@@ -27,6 +27,7 @@ TEXTS = {
     "help": 'Intro envía; Alt-Intro o Ctrl-J empieza otra línea; """ abre y cierra un bloque de líneas.\nCtrl-C detiene una respuesta, Ctrl-D sale. Un mensaje que empieza por / se escribe con //.\n\n/system [TEXTO|off]    muestra, cambia o quita las instrucciones de sistema\n/set [NOMBRE VALOR]    muestra o cambia cómo se eligen las respuestas\n/show                  el modelo, el contexto, los últimos mensajes\n/regenerate            responde otra vez a la última pregunta\n/clear                 olvida los mensajes\n/save NOMBRE, /load NOMBRE  guarda la conversación en un fichero, la recupera\n/help                  esta ayuda\n/bye                   sale',
     "raw_is_raw": "--raw continúa el texto tal cual, y no hay sitio para --system ni --template",
     "no_such_kv_type": "--kv-type: se encontró {found!r}; se admite: {allowed}",
+    "no_such_weights": "--weights: se encontró {found!r}; se admite: {allowed}",
     "no_such_template": "no existe el formato ni el fichero {choice!r}; formatos: {known}",
     "no_such_folder": "no existe la carpeta {path}",
     "waiting_for_input": "leyendo la entrada estándar; acábala con Ctrl-D, o ciérrala con </dev/null",
