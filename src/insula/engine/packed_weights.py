@@ -27,6 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,7 @@ class PackedWeights:
     def __init__(self, path: Path, mapping: _native.Mapping, tensors: Iterable[Packed]) -> None:
         self.path = path
         self._mapping = mapping
-        self._bytes = np.frombuffer(mapping, dtype=np.uint8)
+        self._bytes: NDArray[np.uint8] = np.frombuffer(mapping.view(), dtype=np.uint8)
         self._tensors = {t.name: t for t in tensors}
 
     def data(self, name: str) -> NDArray[np.uint8]:
@@ -162,7 +163,7 @@ def _data_start(head: bytes) -> int:
     return -(-len(head) // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
-def _read_head(path: Path) -> dict[str, object]:
+def _read_head(path: Path) -> dict[str, Any]:
     """Raises OSError or ValueError."""
     with path.open("rb") as file:
         magic, length, digest = _HEAD.unpack(file.read(_HEAD.size).ljust(_HEAD.size, b"\0"))
@@ -183,7 +184,7 @@ def _open(path: Path, wanted: list[Packed], key: bytes) -> PackedWeights | None:
         head = _read_head(path)
         if head["key"] != key.hex():
             return None
-        entries = [tuple(t) for t in head["tensors"]]  # type: ignore[attr-defined]
+        entries = [tuple(t) for t in head["tensors"]]
         sums = [int(t[-1], 16) for t in entries]
         plain = [(t.name, t.type, *t.shape, t.start, t.nbytes) for t in wanted]
         if [t[:-1] for t in entries] != plain:
