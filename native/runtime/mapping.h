@@ -20,6 +20,9 @@ class FileMapping {
 public:
   // Throws std::system_error with the operating system's code.
   explicit FileMapping(const std::filesystem::path &path);
+#if !defined(_WIN32)
+  explicit FileMapping(int file); // an open file, which stays the caller's
+#endif
   ~FileMapping();
   FileMapping(const FileMapping &) = delete;
   FileMapping &operator=(const FileMapping &) = delete;
@@ -33,6 +36,9 @@ public:
   void close() noexcept;
 
 private:
+#if !defined(_WIN32)
+  int map(int file); // the system's code, 0 if all is well
+#endif
   std::uint8_t *data_ = nullptr;
   std::size_t size_ = 0;
   [[maybe_unused]] bool was_poisoned_ = false;

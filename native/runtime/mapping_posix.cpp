@@ -127,31 +127,39 @@ FileMapping::FileMapping(const std::filesystem::path &path) {
   if (fd < 0) {
     fail(errno);
   }
-  struct stat status = {};
-  int code = 0;
-  void *address = nullptr;
-  if (fstat(fd, &status) != 0) {
-    code = errno;
-  } else if (S_ISDIR(status.st_mode)) {
-    code = EISDIR;
-  } else if (!S_ISREG(status.st_mode)) {
-    code = ENODEV;
-  } else if (status.st_size > 0) {
-    size_ = static_cast<std::size_t>(status.st_size);
-    address = mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd, 0);
-    if (address == MAP_FAILED) {
-      code = errno;
-    }
-  }
+  const int code = map(fd);
   ::close(fd);
   if (code != 0) {
     fail(code);
   }
-  if (size_ > 0) {
-    data_ = static_cast<std::uint8_t *>(address);
-    const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(address);
-    slot_ = claim_slot(begin, begin + size_);
+}
+
+FileMapping::FileMapping(int file) {
+  if (const int code = map(file); code != 0) {
+    fail(code);
   }
+}
+
+int FileMapping::map(int file) {
+  struct stat status = {};
+  if (fstat(file, &status) != 0) {
+    return errno;
+  }
+  if (!S_ISREG(status.st_mode)) {
+    return S_ISDIR(status.st_mode) ? EISDIR : ENODEV;
+  }
+  if (status.st_size == 0) {
+    return 0;
+  }
+  size_ = static_cast<std::size_t>(status.st_size);
+  void *address = mmap(nullptr, size_, PROT_READ, MAP_SHARED, file, 0);
+  if (address == MAP_FAILED) {
+    return errno;
+  }
+  data_ = static_cast<std::uint8_t *>(address);
+  const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(address);
+  slot_ = claim_slot(begin, begin + size_);
+  return 0;
 }
 
 FileMapping::~FileMapping() { close(); }

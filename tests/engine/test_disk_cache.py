@@ -135,6 +135,7 @@ def test_a_damaged_page_is_computed_again_and_replaced(
     found = ask(tiny_model, folder)
     assert found.logprobs == plain.logprobs
     assert found.report.cached_from_disk < 199
+    assert len(disk_notes(found.report)) == 1
     again = ask(tiny_model, folder)
     assert again.report.cached_from_disk == 199
     assert disk_notes(again.report) == []
@@ -218,6 +219,35 @@ def test_a_disk_that_takes_no_more_is_one_note(tiny_model: Path, tmp_path: Path)
     assert done.stdout.startswith("1 "), done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "kv").iterdir()) == []
+
+
+KILLED = """
+import sys
+from insula import LLM
+with LLM(sys.argv[1], cache_dir=sys.argv[2]) as llm:
+    for n in range(2, 300):
+        llm.generate([n, *eval(sys.argv[3])], max_tokens=1)
+        print(n, flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_what_a_killed_process_left_is_right(tiny_model: Path, tmp_path: Path) -> None:
+    found = 0
+    for after in range(1, 5):
+        command = [sys.executable, "-c", KILLED, str(tiny_model), str(tmp_path), str(PROMPT)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            for _ in range(after):
+                process.stdout.readline()
+            process.kill()
+        for n in range(2, 2 + after):
+            ids = [n, *PROMPT]
+            answer = ask(tiny_model, tmp_path, ids)
+            found += answer.report.cached_from_disk
+            assert disk_notes(answer.report) == []
+            assert answer.logprobs == ask(tiny_model, "", ids).logprobs
+    assert found > 0
 
 
 def test_the_folder_stays_within_its_bound(tiny_model: Path, tmp_path: Path) -> None:

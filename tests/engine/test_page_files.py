@@ -19,43 +19,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from insula import _native
+from engine.page_folder import FILE_BYTES, PAGE_TOKENS, ROOT, get, page_files, page_of, put
 from insula.engine.page_files import PageFiles
-
-PAGE_TOKENS, PAGE_BYTES = 4, 80
-FILE_BYTES = 64 + 4 * PAGE_TOKENS + PAGE_BYTES
-ROOT = b"r" * 16
-
-
-def page_files(folder: Path, *, most: int = 1000) -> PageFiles:
-    return PageFiles(
-        folder, page_tokens=PAGE_TOKENS, page_bytes=PAGE_BYTES, most_bytes=most * FILE_BYTES
-    )
-
-
-def page_of(*tokens: int) -> np.ndarray:
-    """What the page after these tokens carries."""
-    return np.random.default_rng(list(tokens)).integers(0, 256, PAGE_BYTES, dtype=np.uint8)
-
-
-def put(files: PageFiles, parent: bytes, tokens: tuple[int, ...], page: np.ndarray) -> bytes:
-    files.put(parent, tokens, page, _native.checksum(page))
-    return files.child(parent, tokens)
-
-
-def get(files: PageFiles, parent: bytes, tokens: tuple[int, ...]) -> bytes | None:
-    """The page's bytes; None if it is not there, or not to be believed."""
-    opened = files.open(parent, files.child(parent, tokens))
-    if opened is None:
-        return None
-    try:
-        raw = os.pread(opened.file, PAGE_BYTES, files.offset)
-        checksum = None
-        if len(raw) == PAGE_BYTES:
-            checksum = _native.checksum(np.frombuffer(raw, np.uint8))
-        return raw if files.whole(opened, tokens, checksum) else None
-    finally:
-        os.close(opened.file)
 
 
 def names(folder: Path) -> list[str]:
@@ -236,7 +201,7 @@ def test_other_files_are_left_alone_and_litter_is_cleared(tmp_path: Path) -> Non
     folder = tmp_path / "kv"
     mine = folder / "notes.txt"
     mine.write_bytes(bytes(10 * FILE_BYTES))
-    old, new = folder / ".12-3.unfinished", folder / ".12-4.unfinished"
+    old, new = (folder / f".{c * 16}.unfinished" for c in "ab")
     old.write_bytes(bytes(FILE_BYTES))
     new.write_bytes(b"")
     os.utime(old, (1000, 1000))
@@ -257,7 +222,8 @@ def test_a_bound_below_one_page_keeps_nothing(tmp_path: Path) -> None:
 WRITE_FOR_EVER = f"""
 import itertools, sys
 sys.path[:0] = {[str(Path(__file__).parents[1])]!r}
-from engine.test_page_files import *
+from pathlib import Path
+from engine.page_folder import *
 files = page_files(Path(sys.argv[1]), most=200)
 print("begun", flush=True)
 for n in itertools.count(int(sys.argv[2])):
@@ -266,7 +232,7 @@ for n in itertools.count(int(sys.argv[2])):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_kill_9_while_two_write_leaves_only_whole_pages(tmp_path: Path) -> None:
+def test_kill_9_while_several_write_leaves_only_whole_pages(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     for _ in range(3):
         writers = [

@@ -163,7 +163,7 @@ class DiskCache:
                     ahead = self._open(batch[-1].key, ids, done + asked)
                     asked += len(ahead)
                     chunks = [self._chunk(ids, done + read + i) for i in range(len(batch))]
-                    found = self._load(scheduler, node, batch, chunks)
+                    found = self._load(seq, scheduler, node, batch, chunks)
                 finally:
                     _close(batch)
                 read += len(found)
@@ -172,11 +172,7 @@ class DiskCache:
         finally:
             _close(ahead)
         seq.disk_tokens += read * self._size
-        if not whole:
-            seq.notes.append(
-                "a page of the cache on disk was damaged; what it held was computed again"
-            )
-        elif ahead:  # no time left; it goes on from here
+        if whole and ahead:  # no time left; it goes on from here
             return True
         seq.awaits_disk = False
         best = 0 if read else match.tail_tokens
@@ -202,6 +198,7 @@ class DiskCache:
 
     def _load(
         self,
+        seq: Sequence,
         scheduler: Scheduler,
         node: Node,
         batch: list[OpenPage],
@@ -218,6 +215,7 @@ class DiskCache:
             for opened, tokens, page, checksum in zip(batch, chunks, pages, sums, strict=True):
                 if not self._files.whole(opened, tokens, checksum):
                     self._files.discard(opened)
+                    seq.notes.append("a page of the cache on disk was damaged and not used")
                     break
                 node = cache.keep(node, tokens, page)
                 node.key, node.saved = opened.key, True
@@ -248,7 +246,7 @@ class DiskCache:
                 same = _common_prefix(tokens, rest)
                 if same > max(best, self._least - 1):
                     chosen, chunk, best = page, tokens, same
-            if chosen is None or not self._load(scheduler, node, [chosen], [chunk]):
+            if chosen is None or not self._load(seq, scheduler, node, [chosen], [chunk]):
                 return 0
         finally:
             _close(looked_at)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import secrets
 import stat
 import struct
 import time
@@ -41,7 +42,7 @@ _HEAD = struct.Struct("<8sIIQQ16s16s")
 KEY_BYTES = 16
 
 _NAME = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\.page")
-_UNFINISHED = re.compile(r"\.\d+-\d+\.unfinished")
+_UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.unfinished")
 #: Who has not finished writing a page by then never will.
 _STALE_SECONDS = 600.0
 #: The folder is counted anew after this share of what it may hold was added, and that much is
@@ -74,7 +75,6 @@ class PageFiles:
         self._folder = folder / "kv"
         self._children: dict[bytes, set[bytes]] | None = None
         self._room = 0  # bytes that may be added before the folder is counted again
-        self._written = 0
         self._make_folder()
 
     def __len__(self) -> int:
@@ -159,8 +159,7 @@ class PageFiles:
             self._make_room(size, parent)
             if size > self._room:
                 return
-        self._written += 1
-        unfinished = self._folder / f".{os.getpid()}-{self._written}.unfinished"
+        unfinished = self._folder / f".{secrets.token_hex(8)}.unfinished"
         file = os.open(unfinished, _WRITE, 0o600)
         try:
             try:
