@@ -98,16 +98,17 @@ void build(Model &m, bool parallel_residual) {
   m.allocate(24, KVType::F16, 512);
 }
 
-std::vector<float> run(Model &m, const std::vector<int> &slices, int sequences) {
+// from: the tokens before it were run already; all sequences share their pages (whole ones).
+std::vector<float> run(Model &m, const std::vector<int> &slices, int sequences, int from = 0) {
   const int T = 330;
   std::vector<std::vector<int32_t>> tables;
   std::vector<float> out(static_cast<size_t>(sequences * T * kVocab));
   for (int s = 0; s < sequences; ++s) {
     tables.emplace_back();
     for (int i = 0; i < 6; ++i)
-      tables.back().push_back(s * 6 + (i * 5) % 6);
+      tables.back().push_back((i < from / kPageTokens ? 0 : s * 6) + (i * 5) % 6);
   }
-  for (int at = 0, step = 0; at < T; ++step) {
+  for (int at = from, step = 0; at < T; ++step) {
     const int n = std::min(slices[static_cast<size_t>(step) % slices.size()], T - at);
     std::vector<int32_t> tok, pos, row, want;
     for (int s = 0; s < sequences; ++s)
@@ -202,6 +203,14 @@ int main() {
                     "%s, %d threads, slices from %d, sequence %d of %d differs", l.name, threads,
                     slices[0], s, sequences);
           }
+        for (int slice : {1, 5}) { // the first chunk's pages are shared, and read together
+          const std::vector<float> got = run(m, {slice}, 4, kAttnChunk);
+          const size_t skip = size_t{kAttnChunk} * kVocab;
+          for (size_t s = 0; s < 4; ++s, ++checked)
+            CHECK(!std::memcmp(&got[s * want.size() + skip], &want[skip], (want.size() - skip) * 4),
+                  "%s, %d threads, slices of %d, sequence %zu with a shared prefix differs", l.name,
+                  threads, slice, s);
+        }
       }
     }
   }
