@@ -39,13 +39,13 @@ from peers import ENGINES
 from plots import picture
 from scenarios import QUICK, SCENARIOS, Scenario, choose
 from table import SUMMARY, tables, write_summary, write_tables
-from weights import ROOT, Model, find_model
+from weights import RANDOM, ROOT, Model, find_model
 
 from insula import _native
 
 RESULTS = ROOT / "bench" / "results"
 WORKER = Path(__file__).with_name("worker.py")
-MODELS = ("default", "1b-q4_k_m", "1b-q8_0")
+MODELS = ("default", "1b-q4_k_m")
 ENGINES_HERE = ("insula", "insula:avx2", *WHEELS)
 TIMEOUT = 1800
 #: A load average above this says that others are at work; every row records what it was.
@@ -106,11 +106,16 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--scenarios", type=names, default=[], help="names or kinds; all")
-    parser.add_argument("--models", type=names, default=None, help=f"{','.join(MODELS)}; or paths")
+    parser.add_argument(
+        "--models",
+        type=names,
+        default=None,
+        help=f"{','.join(['default', *RANDOM])}, or paths; {','.join(MODELS)}",
+    )
     parser.add_argument("--engines", type=names, default=None, help=",".join(ENGINES_HERE))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=_native.cpu_info()["threads"])
-    parser.add_argument("--minutes", type=int, default=240, help="stop after the scenario then")
+    parser.add_argument("--minutes", type=int, default=180, help="no scenario begins later")
     parser.add_argument("--quick", action="store_true", help="a few tokens each, nothing written")
     parser.add_argument("--dry-run", action="store_true", help="print the tables, write nothing")
     parser.add_argument("--no-install", action="store_true", help="only peers that are here")
@@ -273,7 +278,7 @@ def process(
         ) as child,
     ):
         peak = 0
-        while watch and child.poll() is None:
+        while watch and child.poll() is None and time.monotonic() < given["started"] + TIMEOUT:
             peak = max(peak, pss(child.pid))
             time.sleep(0.02)
         try:

@@ -18,6 +18,8 @@ from scenarios import run as run_scenario
 from table import BENCH, README, best_peer, number, tables, write_summary, write_tables
 from weights import Model, find_model, plain_words
 
+from insula import _native
+
 ROOT = Path(__file__).resolve().parents[2]
 UP, DOWN = (Metric(name="m", unit="u", higher_is_better=h) for h in (True, False))
 MODEL = Model(
@@ -335,3 +337,15 @@ def test_a_quick_run_of_insula(tiny_model):
     for s in QUICK:
         assert f"| {s.name}" in done.stdout
     assert "(1)" not in done.stdout  # it can do everything
+
+
+@pytest.mark.parametrize("level", _native.isa_levels())
+def test_every_level_says_what_it_could_do(level):
+    assert _native.measure_int8(1, level) > 0.1  # billions a second
+
+
+def test_the_limits_refuse_nonsense():
+    with pytest.raises(ValueError, match="available here: "):
+        _native.measure_int8(1, "abacus")
+    with pytest.raises(ValueError, match=r"1\.\.1024"):
+        _native.measure_int8(0)
