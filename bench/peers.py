@@ -200,12 +200,12 @@ class LlamaCppPython:
         if not model:
             raise RuntimeError("llama.cpp could not load the model")
         params = llama_cpp.llama_context_default_params()
-        shared = s.prompt if s.kind == "shared" else 0
-        params.n_ctx = max(shared + s.streams * (s.longest - shared) + 64 * s.streams, 256)
+        # One buffer for all where they share cells; else each its own, which is faster.
+        params.kv_unified = s.kind == "shared"
+        params.n_ctx = s.streams * max(s.longest + 64, 256)
         params.n_batch, params.n_ubatch = self.N_BATCH, 512
         params.n_seq_max = s.streams
         params.n_threads = params.n_threads_batch = job.threads
-        params.kv_unified = True
         params.flash_attn_type = int(job.options["flash_attn"])
         self._context = llama_cpp.llama_init_from_model(model, params)
         self._memory = llama_cpp.llama_get_memory(self._context)
