@@ -97,8 +97,9 @@ struct KernelTable {
   void (*attn_merge)(float *m, float *l, float *o, const float *m2, const float *l2,
                      const float *o2, int head_dim);
   void (*attn_finish)(const float *l, const float *o, int head_dim, float *out);
-  std::atomic<uint64_t> *calls; // counted by this level's own matmul code
-  std::atomic<uint64_t> *tiles; // products of matrix tiles, null where the level has none
+  std::atomic<uint64_t> *calls;   // counted by this level's own matmul code
+  std::atomic<uint64_t> *tiles;   // products of matrix tiles, null where the level has none
+  uint64_t (*peak)(size_t steps); // int8 multiply-adds without memory; returns how many were done
 };
 
 // R of the tiles that M rows go into.

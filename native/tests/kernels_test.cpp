@@ -361,6 +361,7 @@ static void tiles(const KernelTable *t) {
   CHECK(t->tiles->load() == before, "four rows went through tiles");
   product(t, p, x.data(), 17); // 2 panels x 2 tiles of rows x 2 blocks x (4 tiles of k, 2 planes)
   CHECK(t->tiles->load() - before == 64, "%d tile products", int(t->tiles->load() - before));
+  CHECK(t->peak(1) == 4 * 16 * 16 * 64, "the peak is not of tiles");
 }
 
 int main() {
@@ -376,6 +377,7 @@ int main() {
     matmuls(l.table, ref);
     rows(l.table, ref);
     attention(l.table, ref);
+    CHECK(l.table->peak(3) == 3 * l.table->peak(1), "%s: steps of no equal size", l.name);
     std::printf("level %s: tested\n", l.name);
     ++tested;
   }
