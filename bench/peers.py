@@ -214,7 +214,13 @@ def _cpu_model() -> str:
 
 
 def _llamacpp_isa(info: str) -> str:
-    for flag, name in (("AVX512", "avx512"), ("AVX2", "avx2"), ("NEON", "neon")):
+    for flag, name in (
+        ("AVX512", "avx512"),
+        ("AVX2", "avx2"),
+        ("MATMUL_INT8", "neon-i8mm"),
+        ("DOTPROD", "neon-dotprod"),
+        ("NEON", "neon"),
+    ):
         if f"{flag} = 1" in info:
             return name
     return "generic"
