@@ -207,8 +207,6 @@ INSULA_INLINE Acts from_tile(Acts a, size_t t) {
   return a;
 }
 
-std::atomic<uint64_t> g_tiles{0};
-
 // One panel against all rows: out [rows, in whole tiles][16].
 template <Layout L>
 void product(const uint8_t *panel, size_t K, const Acts &a, int rows, uint8_t *plane, float *out) {

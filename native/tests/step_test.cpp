@@ -189,8 +189,10 @@ int main() {
     for (const Level &l : levels()) {
       if (!l.available)
         continue;
+      const uint64_t before = l.table->calls->load();
       for (int threads : {1, 3}) {
         Model m(l.name, threads);
+        CHECK(!std::strcmp(m.isa(), l.table->name), "%s instead of %s", m.isa(), l.name);
         build(m, post_norm);
         for (const std::vector<int> &slices : {std::vector<int>{330}, {100, 1, 33}, {2, 1, 1, 64}})
           for (int sequences : {1, 3}) {
@@ -212,6 +214,7 @@ int main() {
                   threads, slice, s);
         }
       }
+      CHECK(l.table->calls->load() > before, "%s did not run", l.name);
     }
   }
   Model m("", 1);
