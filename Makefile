@@ -97,7 +97,7 @@ format: $(VENV)/.dev ## put everything in the form that `make check` asks for
 	@$(BIN)/ruff format .
 	@find native -name '*.cpp' -o -name '*.h' -o -name '*.inl' | xargs $(BIN)/clang-format -i
 
-bench: $(VENV)/.dev native ## this machine against llama.cpp, in turns, into docs/performance.md
+bench: $(VENV)/.dev native ## this machine against other engines, in turns, into docs/performance.md
 	@$(PYTHON) bench/run.py $(ARGS)
 
 wheel: $(VENV)/.oracle ## a wheel for this Python in dist/, for any Linux since glibc 2.28

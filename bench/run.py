@@ -1,319 +1,368 @@
 """Insula and its peers, in turns, on one machine: `make bench`.
 
-    python bench/run.py [--models default,1b-q4_k_m,1b-q8_0] [--isa avx512,avx2] [--rounds 5]
+    python bench/run.py [--scenarios prefill,decode-128] [--models default,1b-q4_k_m]
+                        [--engines insula,insula:avx2,xllamacpp] [--rounds 5] [--quick]
 
-Every figure comes from a process of its own. A round runs the memory-bandwidth probe, then each
-subject once, and the next round runs them again (A B C A B C …), so that a machine that slows
-down slows everybody; what counts is the ratio of two medians of one run. A peer's variants are
-tried first and the best one is taken, for prefill and decode apart.
+Every figure comes from a process of its own (`worker`). A round measures the machine's limits and
+then, scenario by scenario, each engine once (A B C A B C …), so that a machine that slows down
+slows everybody; what counts is the ratio of two medians of one run. Long scenarios run in every
+second or fourth round. In the first round a peer runs with each of its settings, and goes on with
+those that did best at the scenario.
 
-Writes one JSON line per model, subject and metric to bench/results/, and the tables of the
-newest run into docs/performance.md.
+Writes one JSON line per model, scenario, metric and engine to bench/results/, a picture per model
+beside them, and the tables of the newest run into docs/performance.md and the READMEs.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime as dt
-import hashlib
 import json
 import os
-import statistics
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from peers import SUBJECTS, Job, Subject, machine
-from table import tables, write_tables
+from figures import Limits, Row, Taken, rows, spread
+from installs import WHEELS, NotInstalledError, builds_here, own_python, python_of
+from machine import commit, load, machine, pss
+from peers import ENGINES
+from plots import picture
+from scenarios import QUICK, SCENARIOS, Scenario, choose
+from table import SUMMARY, tables, write_summary, write_tables
+from weights import RANDOM, ROOT, Model, find_model
 
-from insula.formats.gguf import GGUFFile
-from insula.hub.catalog import DEFAULT_MODEL
-from insula.hub.resolve import resolve
+from insula import _native
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-METRICS = ("prefill", "decode")
-RANDOM_MODELS = {"1b-q4_k_m": "Q4_K_M", "1b-q8_0": "Q8_0"}
+WORKER = Path(__file__).with_name("worker.py")
+MODELS = ("default", "1b-q4_k_m")
+ENGINES_HERE = ("insula", "insula:avx2", *WHEELS)
 TIMEOUT = 1800
 #: A load average above this says that others are at work; every row records what it was.
 BUSY = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A file to measure on. `streamed` bytes are read once for every generated token."""
-
-    label: str
-    path: Path
-    sha256: str
-    n_vocab: int
-    streamed: int
+#: What a slow engine on two cores does, to say beforehand how long it may take.
+PREFILL, DECODE = 90e9, 15e9  # weights multiplied a second, bytes read a second
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """A subject with one set of settings. `label` is what tables call it."""
+    """An engine as it runs here. `why_not` is what the table says if it does not."""
 
     label: str
-    subject: Subject
-    env: dict[str, str]
-    options: dict[str, Any]
+    engine: str
+    python: Path | None = None
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    why_not: str = ""
 
 
 def main() -> None:
     args = parse_arguments()
     stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    out = RESULTS / f"{stamp}.jsonl"
-    rows: list[dict[str, Any]] = []
+    entrants = [entrant(name, args) for name in args.engines]
+    for e in entrants:
+        if e.why_not:
+            say(f"{e.label}: {e.why_not}")
+    models = [find_model(name, say) for name in args.models]
     busy = load()
     if busy > BUSY:
         say(f"the machine is busy (load {busy:.1f}): the figures will be low and uneven")
-    for name in args.models:
-        model = find_model(name)
-        say(f"{model.label}: choosing each peer's settings")
-        entrants = [entrant for e in field(args) for entrant in settle(e, model, args)]
-        samples = take_turns(entrants, model, args)
-        rows += [
-            {**row, "load_before": round(busy, 2)}
-            for row in summarize(samples, entrants, model, args, stamp)
-        ]
+    expected = [estimate(args.scenarios, m, entrants, args.rounds) for m in models]
+    whole = sum(expected)
+    say(
+        f"{len(models)} models, {len(args.scenarios)} scenarios, {len(entrants)} engines, "
+        f"{args.rounds} rounds: some {whole / 60:.0f} minutes, at most {args.minutes}"
+    )
+    facts = {
+        "run": stamp,
+        "threads": args.threads,
+        "rounds_asked": args.rounds,
+        "machine": machine(),
+        "load_before": round(busy, 2),
+    }
+    begun, done, found = time.monotonic(), 0.0, []
+    for model, seconds in zip(models, expected, strict=True):
+        done += seconds
+        deadline = begun + args.minutes * 60 * done / whole
+        found += bench(model, entrants, args, facts, deadline)
         if not args.dry_run:
-            out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            write(found, stamp)
     if args.dry_run:
-        print(tables(rows))
-        return
-    write_tables(rows, ROOT / "docs" / "performance.md")
-    say(f"wrote {out.relative_to(ROOT)} and docs/performance.md")
+        print(tables(found))
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     def names(text: str) -> list[str]:
         return [part for part in text.split(",") if part]
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--models", type=names, default=["default", *RANDOM_MODELS])
-    parser.add_argument("--isa", type=names, default=["", "avx2"], help="empty: the best one")
-    parser.add_argument("--peers", type=names, default=["xllamacpp"])
+    parser.add_argument("--scenarios", type=names, default=[], help="names or kinds; all")
+    parser.add_argument(
+        "--models",
+        type=names,
+        default=None,
+        help=f"{','.join(['default', *RANDOM])}, or paths; {','.join(MODELS)}",
+    )
+    parser.add_argument("--engines", type=names, default=None, help=",".join(ENGINES_HERE))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=2, help="runs within one process")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--context", type=int, default=128)
-    parser.add_argument("--decode", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=_native.cpu_info()["threads"])
+    parser.add_argument("--minutes", type=int, default=180, help="no scenario begins later")
+    parser.add_argument("--quick", action="store_true", help="a few tokens each, nothing written")
     parser.add_argument("--dry-run", action="store_true", help="print the tables, write nothing")
-    args = parser.parse_args()
-    unknown = [p for p in args.peers if p not in SUBJECTS]
-    if unknown:
-        parser.error(f"--peers: found {unknown[0]!r}; allowed: {', '.join(SUBJECTS)}")
+    parser.add_argument("--no-install", action="store_true", help="only peers that are here")
+    parser.add_argument(
+        "--build-llama-cpp", action="store_true", help="compile llama-cpp-python for this processor"
+    )
+    args = parser.parse_args(given)
+    if args.quick:
+        args.rounds, args.dry_run = 1, True
+    args.models = args.models or (["default"] if args.quick else list(MODELS))
+    args.engines = args.engines or list(ENGINES_HERE)
+    if args.build_llama_cpp:
+        args.engines += [f"llama-cpp-python:{build}" for build in builds_here()]
+    for name in args.engines:
+        if name.partition(":")[0] not in ENGINES:
+            parser.error(f"--engines: found {name!r}; allowed: {', '.join(ENGINES)}")
+    try:
+        args.scenarios = choose(args.scenarios, QUICK if args.quick else SCENARIOS)
+    except ValueError as error:
+        parser.error(f"--scenarios: {error}")
+    if min(args.rounds, args.threads, args.minutes) < 1:
+        parser.error("--rounds, --threads and --minutes are 1 or more")
     return args
 
 
-def field(args: argparse.Namespace) -> Iterator[Entrant]:
-    """Insula at each level, and the peers that are installed."""
-    for isa in args.isa or [""]:
-        yield Entrant(
-            label=f"insula {isa}".strip(),
-            subject=SUBJECTS["insula"],
-            env={"INSULA_ISA": isa} if isa else {},
-            options={},
-        )
-    for name in args.peers:
-        if SUBJECTS[name].installed:
-            yield Entrant(label=name, subject=SUBJECTS[name], env={}, options={})
-        else:
-            say(f"{name} is not installed: left out")
-
-
-def settle(entrant: Entrant, model: Model, args: argparse.Namespace) -> Iterator[Entrant]:
-    """The entrant with its best settings: one, or one per metric where they differ."""
-    variants = entrant.subject.variants
-    if len(variants) == 1:
-        yield entrant
-        return
-    tried = [(v, measure(entrant, model, args, options=v)) for v in variants]
-    best = {m: max(tried, key=lambda t: statistics.median(t[1][m]))[0] for m in METRICS}
-    for metric in METRICS:
-        say(f"  {entrant.label}: {best[metric]} is best at {metric}")
-    if best["prefill"] == best["decode"]:
-        yield Entrant(**{**vars(entrant), "options": best["prefill"]})
-        return
-    for metric in METRICS:
-        yield Entrant(**{**vars(entrant), "options": {**best[metric], "only": metric}})
-
-
-def take_turns(
-    entrants: list[Entrant], model: Model, args: argparse.Namespace
-) -> dict[str, dict[str, list[Any]]]:
-    """All rounds. Samples by label and metric, one median per process."""
-    samples: dict[str, dict[str, list[Any]]] = {}
-    probe = Entrant(label="bandwidth", subject=SUBJECTS["bandwidth"], env={}, options={})
-    for n in range(args.rounds):
-        say(f"{model.label}: round {n + 1} of {args.rounds}")
-        for entrant in (probe, *entrants):
-            figures = measure(entrant, model, args, options=entrant.options)
-            mine = samples.setdefault(entrant.label, {})
-            only = entrant.options.get("only")
-            for key, value in figures.items():
-                if key in METRICS and only in (None, key):
-                    mine.setdefault(key, []).append(statistics.median(value))
-                elif key not in METRICS:
-                    mine.setdefault(key, []).append(value)
-    return samples
-
-
-def measure(
-    entrant: Entrant, model: Model, args: argparse.Namespace, *, options: dict[str, Any]
-) -> dict[str, Any]:
-    """One process. A failure is the bench's failure: a missing figure would bend the ratio."""
-    job = Job(
-        subject=entrant.subject.name,
-        model=str(model.path),
-        threads=args.threads,
-        prompt=args.prompt,
-        context=args.context,
-        decode=args.decode,
-        repeats=args.repeats,
-        options={**options, "n_vocab": model.n_vocab},
-    )
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("peers.py")), json.dumps(vars(job))],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        env={**os.environ, **entrant.env},
-        check=False,
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"{entrant.label} failed on {model.label}:\n{done.stderr[-2000:]}")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
-
-
-def summarize(
-    samples: dict[str, dict[str, list[Any]]],
-    entrants: list[Entrant],
-    model: Model,
-    args: argparse.Namespace,
-    stamp: str,
-) -> list[dict[str, Any]]:
-    """One row per subject and metric: median, spread, ratio to each peer, share of the limit."""
-    limit = statistics.median(samples["bandwidth"]["bandwidth"])
-    peers = [e.label for e in entrants if e.subject.name != "insula"]
-    rows = []
-    for label in dict.fromkeys(e.label for e in entrants):
-        mine = samples[label]
-        entrant = next(e for e in entrants if e.label == label)
-        for metric in METRICS:
-            median = statistics.median(mine[metric])
-            row = {
-                "run": stamp,
-                "model": model.label,
-                "model_sha256": model.sha256,
-                "subject": label,
-                "version": entrant.subject.version,
-                "commit": commit() if entrant.subject.name == "insula" else None,
-                "settings": {
-                    e.options.get("only", "all"): {
-                        k: v for k, v in e.options.items() if k != "only"
-                    }
-                    for e in entrants
-                    if e.label == label
-                },
-                "isa": mine["isa"][0],
-                "threads": args.threads,
-                "metric": metric,
-                "tokens": args.prompt if metric == "prefill" else args.decode,
-                "at_context": 0 if metric == "prefill" else args.context,
-                "tokens_per_second": round(median, 2),
-                "low": round(min(mine[metric]), 2),
-                "high": round(max(mine[metric]), 2),
-                "rounds": [round(x, 2) for x in mine[metric]],
-                "ratio": {
-                    peer: round(median / statistics.median(samples[peer][metric]), 3)
-                    for peer in dict.fromkeys(peers)
-                    if peer != label
-                },
-                "peak_bytes": max(mine["peak_bytes"]),
-                "bandwidth_gb_per_second": round(limit, 2),
-                "machine": machine(),
-            }
-            if metric == "decode":
-                row["gb_per_second"] = round(median * model.streamed / 1e9, 2)
-                row["share_of_bandwidth"] = round(median * model.streamed / 1e9 / limit, 3)
-            rows.append(row)
-            say(f"  {label:16} {metric:8} {median:9.1f} tokens/s  {row['ratio']}")
-    return rows
-
-
-def find_model(name: str) -> Model:
-    """`default`, one of RANDOM_MODELS (made if need be), or a path or name that Insula knows."""
-    if name in RANDOM_MODELS:
-        path = ROOT / "build" / "bench" / f"random-{name}.gguf"
-        if not path.exists():
-            make_random_model(path, RANDOM_MODELS[name])
-    else:
-        path = resolve(DEFAULT_MODEL if name == "default" else name, allow_download=True)
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    with GGUFFile.open(path) as gguf:
-        sizes = {t.name: t.nbytes for t in gguf.tensors.values()}
-        n_vocab = int(gguf.tensors["token_embd.weight"].shape[0])
-        label = str(gguf.metadata.get("general.name", name)) if name != "default" else DEFAULT_MODEL
-    streamed = sum(sizes.values())
-    if "output.weight" in sizes:  # else the embedding is the last layer too, and read whole
-        streamed -= sizes["token_embd.weight"]
-    return Model(
-        label=name if name in RANDOM_MODELS else label,
-        path=path,
-        sha256=digest.hexdigest(),
-        n_vocab=n_vocab,
-        streamed=streamed,
-    )
-
-
-def make_random_model(path: Path, quantization: str) -> None:
-    """1.07B parameters of the Llama shape, seeded; speed does not depend on their values."""
-    say(f"making {path.name} (once)")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "tools" / "make_random_model.py"),
-            str(path),
-            "--vocab",
-            str(resolve(DEFAULT_MODEL, allow_download=True)),
-            "--format",
-            quantization,
-        ],
-        check=True,
-    )
-
-
-def load() -> float:
-    """Programs that wanted a core in the last minute, besides what little we did."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-
-
-def commit() -> str:
-    """The tree's commit, with a plus if it has changes."""
+def entrant(name: str, args: argparse.Namespace) -> Entrant:
+    """`engine` or `engine:variant`: a level of Insula, a build of llama-cpp-python."""
+    engine, _, variant = name.partition(":")
+    label = f"{engine} {variant}".strip()
+    if engine == "insula":
+        levels = _native.isa_levels()
+        if variant and variant not in levels:
+            why = f"this processor has {', '.join(levels)}"
+            return Entrant(label=label, engine=engine, why_not=why)
+        env = {"INSULA_ISA": variant} if variant else {}
+        return Entrant(label=label, engine=engine, python=own_python(), env=env)
+    if engine == "llama-cpp-python" and not variant:
+        variant, label = "native", f"{engine} native"
     try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"],
-            capture_output=True,
+        python = python_of(engine, variant, install=not args.no_install, say=say)
+    except NotInstalledError as error:
+        return Entrant(label=label, engine=engine, why_not=clean(str(error)))
+    return Entrant(label=label, engine=engine, python=python)
+
+
+def bench(
+    model: Model,
+    entrants: Sequence[Entrant],
+    args: argparse.Namespace,
+    facts: Row,
+    deadline: float,
+) -> list[Row]:
+    """All rounds of one model."""
+    taken = {(e.label, s.name): Taken() for s in args.scenarios for e in entrants}
+    limits: list[Limits] = []
+    with tempfile.TemporaryDirectory() as folder:
+        words = Path(folder) / "words.json"
+        words.write_text(json.dumps(model.words), encoding="utf-8")
+        path = Path(folder) / "model.gguf"  # some engines go by the name's end
+        path.symlink_to(model.path.resolve())
+        for n in range(args.rounds):
+            limits.append(measure_limits(args.threads))
+            for s in args.scenarios:
+                if n % s.every:
+                    continue
+                if time.monotonic() > deadline:
+                    say(f"{model.label}: the time is up; {s.name} has {n} rounds")
+                    continue
+                for e in entrants:
+                    turn = Turn(model=model, path=path, words=words, threads=args.threads, number=n)
+                    turn.take(e, s, taken)
+                say(f"{model.label}, round {n + 1} of {args.rounds}, {s.name}: {told(s, taken)}")
+    for (label, _), t in taken.items():
+        if not t.values and not t.cannot:
+            t.cannot[""] = "no time was left"
+        if t.facts and label.partition(" ")[0] == "insula":
+            t.facts["commit"] = commit()
+    middle = Limits(
+        bandwidth=spread([x.bandwidth for x in limits])["median"],
+        int8=spread([x.int8 for x in limits])["median"],
+    )
+    return rows(taken, args.scenarios, [e.label for e in entrants], model, middle, facts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One engine's turn at one scenario."""
+
+    model: Model
+    path: Path
+    words: Path
+    threads: int
+    number: int
+
+    def take(self, e: Entrant, s: Scenario, taken: dict[tuple[str, str], Taken]) -> None:
+        """Measure, unless it is known that it cannot be."""
+        t = taken[e.label, s.name]
+        if e.why_not:
+            t.cannot[""] = e.why_not
+        elif s.longest > self.model.context:
+            t.cannot[""] = f"the model was trained for {self.model.context:,} tokens"
+        if "" in t.cannot:
+            return
+        variants = ENGINES[e.engine].variants
+        if self.number and t.values:
+            variants = (t.options,)
+        elif s.like and (like := taken.get((e.label, s.like))) and like.values:
+            variants = (like.options,)
+        tried = [(v, self._run(e, s, v)) for v in variants]
+        good = [(v, found) for v, found in tried if "values" in found]
+        if not good:
+            t.cannot[""] = tried[0][1]["cannot"]
+            return
+        first = s.metrics[0]
+        pick = max if first.higher_is_better else min
+        t.options, found = pick(good, key=lambda pair: pair[1]["values"].get(first.name, 0.0))
+        t.values[self.number] = found["values"]
+        t.cannot |= found["cannot"]
+        t.facts = {k: found[k] for k in ("version", "isa")}
+        if found["turns"]:
+            t.facts["turns"] = found["turns"]
+
+    def _run(self, e: Entrant, s: Scenario, options: dict[str, Any]) -> dict[str, Any]:
+        """One process. Of a peer a failure is what the table says; of Insula it is the end."""
+        given = {
+            "engine": e.engine,
+            "scenario": dataclasses.asdict(s),
+            "model": str(self.path),
+            "words": str(self.words),
+            "threads": self.threads,
+            "options": options,
+            "seed": self.number,
+        }
+        assert e.python is not None
+        memory = s.kind == "memory"
+        found, peak = process(e.python, given, e.env, watch=memory)
+        if "failed" in found:
+            if e.engine == "insula":
+                raise SystemExit(f"{e.label} failed at {s.name}:\n{found['failed']}")
+            return {"cannot": f"failed: {reason(found['failed'])}"}
+        if memory and "values" in found:
+            found["values"]["peak"] = (peak or found["peak_rss"]) / 1e6
+        return found
+
+
+def process(
+    python: Path, given: dict[str, Any], env: dict[str, str], *, watch: bool = False
+) -> tuple[dict[str, Any], int]:
+    """A worker's answer, or what it `failed` with; and the most memory that it had, if watched."""
+    given["started"] = time.monotonic()
+    with (
+        tempfile.TemporaryFile("w+") as complaints,
+        subprocess.Popen(
+            [python, WORKER, json.dumps(given)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
             text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
+            env={**os.environ, **env},
+        ) as child,
+    ):
+        peak = 0
+        while watch and child.poll() is None and time.monotonic() < given["started"] + TIMEOUT:
+            peak = max(peak, pss(child.pid))
+            time.sleep(0.02)
+        try:
+            out, _ = child.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return {"failed": f"no answer within {TIMEOUT // 60} minutes"}, peak
+        complaints.seek(0)
+        said = complaints.read()
+    if child.returncode != 0 or not out.strip():
+        return {"failed": said[-20000:] or f"exit status {child.returncode}"}, peak
+    answer: dict[str, Any] = json.loads(out)
+    return answer, peak
+
+
+def measure_limits(threads: int) -> Limits:
+    found, _ = process(own_python(), {"engine": "limits", "threads": threads}, {})
+    if "failed" in found:
+        raise SystemExit(found["failed"])
+    return Limits(**found)
+
+
+def estimate(
+    scenarios: Sequence[Scenario], model: Model, entrants: Sequence[Entrant], n_rounds: int
+) -> float:
+    """Seconds that a run may take."""
+    total = 0.0
+    for s in scenarios:
+        if s.longest > model.context:
+            continue
+        prompts = s.prompt + s.streams * s.turns * s.question
+        if s.kind == "shared":
+            prompts += 2 * s.question
+        elif not s.reuses:
+            prompts = s.streams * s.prompt * (2 if s.prompt <= 512 else 1)
+        steps = s.turns * s.generate * (1 + s.streams / 8)
+        once = 3 + prompts * model.weights / PREFILL + steps * model.streamed / DECODE
+        for e in entrants:
+            if e.why_not:
+                continue
+            tries = len(ENGINES[e.engine].variants) - 1 if not s.like else 0
+            share = 0.5 if e.engine == "insula" else 1.0
+            total += share * once * (-(-n_rounds // s.every) + tries)
+    return total + n_rounds * 3
+
+
+def told(s: Scenario, taken: dict[tuple[str, str], Taken]) -> str:
+    """How far a scenario is, on one line."""
+    parts = []
+    for (label, name), t in taken.items():
+        if name != s.name:
+            continue
+        values = [v[m.name] for m in s.metrics[-1:] for v in t.values.values() if m.name in v]
+        parts.append(f"{label} {spread(values)['median']:.4g}" if values else f"{label} –")
+    return ", ".join(parts) + f" {s.metrics[-1].unit}"
+
+
+def write(found: list[Row], stamp: str) -> None:
+    """Rows, pictures, pages."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in dict.fromkeys(row["model"] for row in found):
+        mine = [row for row in found if row["model"] == name]
+        path = RESULTS / f"{re.sub('[^A-Za-z0-9_.-]', '-', name)}.svg"
+        path.write_text(picture(mine, f"{name}, {stamp}"), encoding="utf-8")
+        for row in mine:
+            row["picture"] = path.relative_to(ROOT).as_posix()
+    out = RESULTS / f"{stamp}.jsonl"
+    out.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    write_tables(found, ROOT / "docs" / "performance.md")
+    for page in SUMMARY:
+        write_summary(found, ROOT / page)
+    say(f"wrote {out.relative_to(ROOT)}, its pictures, docs/performance.md and the READMEs")
+
+
+def reason(said: str) -> str:
+    """Why a process failed: the loader's own word, or the last line."""
+    lines = [line for line in said.splitlines() if line.strip()] or [said]
+    loading = (line.partition("error loading model: ")[2] for line in lines)
+    return clean(next(filter(None, loading), lines[-1]))
+
+
+def clean(text: str) -> str:
+    short = re.sub(r"(?:[A-Za-z]:)?[/\\][^\s'\":]*[/\\]", "", text).strip().replace("|", "/")
+    return short if len(short) <= 160 else f"{short[:159]}…"
 
 
 def say(line: str) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from peers import machine
+from machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "Why is the sky blue?"

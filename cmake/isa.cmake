@@ -22,7 +22,8 @@ elseif(INSULA_ARCH MATCHES "^(aarch64|arm64|ARM64)$")
   set(INSULA_ARCH arm64)
 endif()
 
-# name | architecture | flags of GCC and Clang (clang-cl on Windows takes them too)
+# name | architecture | flags of GCC and Clang (clang-cl on Windows takes them too) | zig's, where
+# it has no name for those
 set(INSULA_ISA_TABLE
   "scalar|any|-O2"
   "avx2|x86_64|-mavx2 -mfma -mf16c"
@@ -31,8 +32,8 @@ set(INSULA_ISA_TABLE
   "avx512|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni"
   "amx|x86_64|-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mamx-tile -mamx-int8"
   "neon|arm64|"
-  "neon_dotprod|arm64|-march=armv8.2-a+dotprod+fp16"
-  "neon_i8mm|arm64|-march=armv8.2-a+dotprod+fp16+i8mm"
+  "neon_dotprod|arm64|-march=armv8.2-a+dotprod|-mcpu=generic+v8_2a+dotprod"
+  "neon_i8mm|arm64|-march=armv8.2-a+dotprod+i8mm|-mcpu=generic+v8_2a+dotprod+i8mm"
 )
 
 # insula_isa_sources(<sources-out> <definitions-out>)
@@ -51,15 +52,19 @@ function(insula_isa_sources sources_out definitions_out)
     if(NOT row)
       message(FATAL_ERROR "native/isa/${name}.cpp has no row in INSULA_ISA_TABLE of cmake/isa.cmake")
     endif()
-    string(REGEX MATCH "^([^|]*)\\|([^|]*)\\|([^|]*)$" _ "${row}")
+    string(REGEX MATCH "^([^|]*)\\|([^|]*)\\|([^|]*)\\|?([^|]*)$" _ "${row}")
     set(arch "${CMAKE_MATCH_2}")
     set(flags "${CMAKE_MATCH_3}")
+    if(CMAKE_MATCH_4 AND DEFINED INSULA_ZIG)
+      set(flags "${CMAKE_MATCH_4}")
+    endif()
     if(NOT (arch STREQUAL "any" OR arch STREQUAL INSULA_ARCH))
       continue()
     endif()
     string(TOUPPER "${name}" upper)
     if(flags)
       set(CMAKE_REQUIRED_QUIET TRUE)
+      set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY) # nothing is linked with these flags
       check_cxx_compiler_flag("${flags}" INSULA_FLAGS_OF_${upper})
       if(NOT INSULA_FLAGS_OF_${upper})
         message(STATUS "native/isa/${name}.cpp left out: the compiler does not know ${flags}")

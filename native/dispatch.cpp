@@ -11,6 +11,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(__aarch64__) || defined(_M_ARM64)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(_WIN32)
+#include <windows.h>
+#endif
 #endif
 
 namespace insula {
@@ -87,8 +95,56 @@ std::vector<Level> find() {
   return all;
 }
 #elif defined(__aarch64__) || defined(_M_ARM64)
+struct Cpu {
+  bool dotprod = false, i8mm = false;
+};
+
+// The levels above plain NEON are compiled for ARMv8.2, so they need 8.1's atomics too. Features
+// go by number where older headers have no name for them.
+#if defined(__linux__)
+Cpu detect() {
+  const unsigned long one = getauxval(AT_HWCAP), two = getauxval(AT_HWCAP2); // asm/hwcap.h
+  Cpu c;
+  c.dotprod = (one >> 8 & 1) && (one >> 20 & 1);
+  c.i8mm = c.dotprod && (two >> 13 & 1);
+  return c;
+}
+#elif defined(__APPLE__)
+Cpu detect() {
+  auto has = [](const char *name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+  };
+  Cpu c;
+  c.dotprod = has("hw.optional.arm.FEAT_LSE") && has("hw.optional.arm.FEAT_DotProd");
+  c.i8mm = c.dotprod && has("hw.optional.arm.FEAT_I8MM");
+  return c;
+}
+#elif defined(_WIN32)
+Cpu detect() {
+  constexpr DWORD kAtomics = 34, kDotProd = 43, kI8mm = 66; // PF_ARM_V8…_INSTRUCTIONS_AVAILABLE
+  Cpu c;
+  c.dotprod = IsProcessorFeaturePresent(kAtomics) && IsProcessorFeaturePresent(kDotProd);
+  c.i8mm = c.dotprod && IsProcessorFeaturePresent(kI8mm);
+  return c;
+}
+#else
+Cpu detect() { return {}; }
+#endif
+
 std::vector<Level> find() {
-  return {{"neon", true, table_neon(), ""}, {"scalar", true, table_scalar(), ""}};
+  [[maybe_unused]] const Cpu c = detect();
+  std::vector<Level> all;
+#ifdef INSULA_HAVE_NEON_I8MM
+  all.push_back({"neon-i8mm", c.i8mm, table_neon_i8mm(), "the extensions dotprod and i8mm"});
+#endif
+#ifdef INSULA_HAVE_NEON_DOTPROD
+  all.push_back({"neon-dotprod", c.dotprod, table_neon_dotprod(), "the extension dotprod"});
+#endif
+  all.push_back({"neon", true, table_neon(), ""});
+  all.push_back({"scalar", true, table_scalar(), ""});
+  return all;
 }
 #else
 std::vector<Level> find() { return {{"scalar", true, table_scalar(), ""}}; }

@@ -122,7 +122,9 @@ def make(out: Path, vocabulary: Path, shape: argparse.Namespace) -> None:
     with GGUFFile.open(vocabulary) as source:
         n_vocab = len(source.metadata["tokenizer.ggml.tokens"])
         for key in source.metadata:
-            if key.startswith("tokenizer."):
+            if key == "tokenizer.ggml.pre" and shape.pre:
+                writer.add(key, shape.pre)
+            elif key.startswith("tokenizer."):
                 writer.add_raw(key, *source.raw_metadata(key))
     writer.add("llama.vocab_size", n_vocab)
 
@@ -166,6 +168,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--kv-heads", type=int, default=8)
     made.add_argument("--ff", type=int, default=8192)
     made.add_argument("--context", type=int, default=8192)
+    made.add_argument("--pre", help="another pre-tokenizer's name, for programs that know few")
     made.add_argument("--untied", action="store_true", help="an output matrix of its own")
     made.add_argument("--seed", type=int, default=1)
     return made

@@ -11,6 +11,7 @@
 #include "insula.h"
 #include "insula_isa.h"
 #include "runtime/page_io.h"
+#include "runtime/peak.h"
 #include "runtime/topology.h"
 
 namespace nb = nanobind;
@@ -261,4 +262,19 @@ void bind_engine(nb::module_ &m) {
       },
       nb::arg("threads"), nb::arg("megabytes"),
       "GB/s that the threads read together, with software prefetch: the limit of decoding.");
+  m.def(
+      "measure_int8",
+      [](int threads, const std::string &isa) {
+        if (threads < 1 || threads > 1024)
+          throw std::invalid_argument("threads must be 1..1024");
+        std::string error;
+        const insula::KernelTable *table = insula::select_level(isa.c_str(), &error);
+        if (!table)
+          throw std::invalid_argument(error);
+        nb::gil_scoped_release release;
+        return insula::int8_peak(*table, threads);
+      },
+      nb::arg("threads"), nb::arg("isa") = "",
+      "1e9 int8 operations a second that the threads do together at a level (default: the best), "
+      "a multiply-add being two: the limit of prefill.");
 }

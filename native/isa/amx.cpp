@@ -20,6 +20,7 @@ constexpr KernelTable with_tiles() {
   t.matmul = matmul_wide;
   t.wide_from = 5; // up to four rows the vectors are as fast, and need no unpacking
   t.tiles = &g_tiles;
+  t.peak = peak_tiles;
   return t;
 }
 } // namespace

@@ -166,13 +166,19 @@ inline uint32_t pair(int lo, int hi) {
   return (static_cast<uint32_t>(lo) & 0xffff) | static_cast<uint32_t>(hi) << 16;
 }
 
+// Where word w of row m stands in a tile of r rows; see Acts.
+constexpr size_t place(size_t w, size_t m, size_t r) {
+  if (V::kTiles && r == insula::kWideRows)
+    return w / 16 * 256 + m * 16 + w % 16;
+  if (V::kPairFrom != 0 && r == V::kRows)
+    return w / 2 * 2 * r + m / 2 * 4 + m % 2 * 2 + w % 2;
+  return w * r + m;
+}
+
 // n quants of row m of a tile of R, from word `first` on.
 inline void scatter(const int8_t *q, int n, int R, int m, uint32_t *tile, size_t first) {
-  const size_t r = static_cast<size_t>(R), at = static_cast<size_t>(m);
-  for (size_t w = first; n > 0; n -= 4, q += 4, ++w) {
-    const bool wide = V::kTiles && R == insula::kWideRows;
-    __builtin_memcpy(tile + (wide ? w / 16 * 256 + at * 16 + w % 16 : w * r + at), q, 4);
-  }
+  for (size_t w = first; n > 0; n -= 4, q += 4, ++w)
+    __builtin_memcpy(tile + place(w, static_cast<size_t>(m), static_cast<size_t>(R)), q, 4);
 }
 
 void quantize_a32(const float *x, size_t K, int R, int m, uint32_t *q, float *d, uint32_t *sums) {

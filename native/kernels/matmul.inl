@@ -8,6 +8,8 @@
 //   256 without (Q3_K, Q6_K, IQ4_XS):  acc = fma(d*D, float(s - zero*mins), acc)
 //   float formats: acc = fma(x[k], w[k], acc), k ascending
 // D, DMin, Min are the weight block's, d the activation block's; dot, s, mins, sum exact integers.
+#include <type_traits>
+
 #include "../quants/codebooks.h"
 
 #define INSULA_INLINE inline __attribute__((always_inline))
@@ -122,11 +124,50 @@ INSULA_INLINE void groups(const uint8_t *w, const uint8_t *h, V::B &lo, V::B &hi
   }
 }
 
-template <Layout L> INSULA_INLINE V::D dot(V::D d, V::B w, const uint32_t *x) {
+// Integer sums of a tile's rows: one accumulator for each, or one for two where the level
+// multiplies two at once. W is V; as a parameter, since only such a level has what Two needs.
+template <int M, class W> struct One {
+  static constexpr int n = M;
+  using I = typename W::I;
+  using D = typename W::D;
+  using Sc = typename W::Sc;
+  static I zero() { return W::izero(); }
+  static I add(I s, D d) { return W::iadd(s, W::widen(d)); }
+  static Sc scale(Sc s) { return s; }
+  static I scale_add(I s, D d, Sc sc) { return W::scale_add(s, d, sc); }
+  static I row(const I *s, int m) { return s[m]; }
+};
+template <int M, class W> struct Two {
+  static constexpr int n = (M + 1) / 2;
+  using I = typename W::Pair;
+  using D = I;
+  using Sc = I;
+  static I zero() { return W::pzero(); }
+  static I add(I s, D d) { return W::padd(s, d); }
+  static Sc scale(typename W::Sc s) { return W::twice(s); }
+  static I scale_add(I s, D d, Sc sc) { return W::pscale_add(s, d, sc); }
+  static typename W::I row(const I *s, int m) {
+    return m % 2 == 0 ? W::first(s[m / 2]) : W::second(s[m / 2]);
+  }
+};
+constexpr bool paired(int M, int R) {
+  return V::kPairFrom != 0 && R == V::kRows && M >= V::kPairFrom;
+}
+template <int M, int R> using Sums = std::conditional_t<paired(M, R), Two<M, V>, One<M, V>>;
+
+template <Layout L, int at> INSULA_INLINE V::D dot(V::D d, V::B w, const uint32_t *x) {
   if constexpr (iq4<L>())
-    return V::dot_s8(d, w, x);
+    return V::dot_s8<at>(d, w, x);
   else
-    return V::dot(d, w, x);
+    return V::dot<at>(d, w, x);
+}
+
+// d += words k and k + 1 of all rows, two at a time, against the same of the weights.
+template <int k, int R, int n, class W>
+INSULA_INLINE void dot_pairs(typename W::Pair (&d)[n], V::B w0, V::B w1, const uint32_t *x) {
+  const auto w = W::weave(w0, w1);
+  for (int p = 0; p < n; ++p)
+    d[p] = W::mmla(d[p], w, x + place(k, static_cast<size_t>(2 * p), R));
 }
 
 // Dots of one sub-block of S k for M rows; `sink` takes the accumulators whenever they are full.
@@ -140,12 +181,13 @@ INSULA_INLINE void dots(const uint8_t *w, const uint8_t *h, const uint32_t *x, S
     constexpr int v = decltype(vc)::value;
     V::B lo, hi;
     groups<L, v, odd>(w, h, lo, hi);
-    for (int m = 0; m < M; ++m) {
-      d[m] = dot<L>(d[m], lo, x + v * R + m);
+    unroll<M>([&](auto mc) __attribute__((always_inline)) {
+      constexpr int m = decltype(mc)::value;
+      d[m] = dot<L, place(v, m, R)>(d[m], lo, x);
       if constexpr (kDefer == 1)
         sink(m, d[m]), d[m] = V::dzero();
-      d[m] = dot<L>(d[m], hi, x + (S / 8 + v) * R + m);
-    }
+      d[m] = dot<L, place(S / 8 + v, m, R)>(d[m], hi, x);
+    });
     constexpr int done = 2 * (v + 1);
     if constexpr (kDefer == 1 || done % kDefer == 0 || done == S / 4)
       for (int m = 0; m < M; ++m) {
@@ -155,6 +197,23 @@ INSULA_INLINE void dots(const uint8_t *w, const uint8_t *h, const uint32_t *x, S
   });
 }
 
+template <Layout L, int S, int n, int R, int odd, class W, class Sink>
+INSULA_INLINE void pair_dots(const uint8_t *w, const uint8_t *h, const uint32_t *x, Sink &&sink) {
+  typename W::Pair d[n];
+  for (int p = 0; p < n; ++p)
+    d[p] = W::pzero();
+  unroll<S / 16>([&](auto jc) __attribute__((always_inline)) {
+    constexpr int v = 2 * decltype(jc)::value;
+    V::B lo0, hi0, lo1, hi1;
+    groups<L, v, odd>(w, h, lo0, hi0);
+    groups<L, v + 1, odd>(w, h, lo1, hi1);
+    dot_pairs<v, R, n, W>(d, lo0, lo1, x);
+    dot_pairs<S / 8 + v, R, n, W>(d, hi0, hi1, x);
+  });
+  for (int p = 0; p < n; ++p)
+    sink(p, d[p]);
+}
+
 template <int M, int R> INSULA_INLINE void dots_s8(const uint8_t *w, const uint32_t *x, V::I s[M]) {
   V::D d[M];
   for (int m = 0; m < M; ++m)
@@ -162,17 +221,26 @@ template <int M, int R> INSULA_INLINE void dots_s8(const uint8_t *w, const uint3
   unroll<8>([&](auto vc) __attribute__((always_inline)) {
     constexpr int v = decltype(vc)::value;
     V::B q = V::prep_s8(V::loadb(w + v * 64));
-    for (int m = 0; m < M; ++m) {
-      d[m] = V::dot_s8(d[m], q, x + v * R + m);
+    unroll<M>([&](auto mc) __attribute__((always_inline)) {
+      constexpr int m = decltype(mc)::value;
+      d[m] = V::dot_s8<place(v, m, R)>(d[m], q, x);
       if constexpr (V::defer(127) == 1) {
         s[m] = V::iadd(s[m], V::widen(d[m]));
         d[m] = V::dzero();
       }
-    }
+    });
   });
   if constexpr (V::defer(127) != 1)
     for (int m = 0; m < M; ++m)
       s[m] = V::widen(d[m]);
+}
+
+template <int n, int R, class W>
+INSULA_INLINE void pair_dots_s8(const uint8_t *w, const uint32_t *x, typename W::Pair (&d)[n]) {
+  unroll<4>([&](auto jc) __attribute__((always_inline)) {
+    constexpr int v = 2 * decltype(jc)::value;
+    dot_pairs<v, R, n, W>(d, V::loadb(w + v * 64), V::loadb(w + (v + 1) * 64), x);
+  });
 }
 
 template <Layout L, int M, int R>
@@ -205,24 +273,28 @@ void matmul_32(const uint8_t *panel, size_t K, const Acts &a, float *out) {
             V::prefetch(scales + insula::panel_bytes(L, K) +
                         b * static_cast<size_t>(li.scale_bytes));
         }
-        V::I s[M];
-        if constexpr (L == Layout::Q8_0) {
+        using Sum = Sums<M, R>;
+        typename Sum::I s[Sum::n];
+        for (int i = 0; i < Sum::n; ++i)
+          s[i] = Sum::zero();
+        const uint8_t *high = w + 256 + h * V::W * 4;
+        auto sink = [&](int i, typename Sum::D d)
+                        __attribute__((always_inline)) { s[i] = Sum::add(s[i], d); };
+        if constexpr (L == Layout::Q8_0 && paired(M, R))
+          pair_dots_s8<Sum::n, R, V>(wh, x, s);
+        else if constexpr (L == Layout::Q8_0)
           dots_s8<M, R>(wh, x, s);
-        } else {
-          for (int m = 0; m < M; ++m)
-            s[m] = V::izero();
-          dots<L, 32, M, R>(wh, w + 256 + h * V::W * 4, x,
-                            [&](int m, V::D d) __attribute__((always_inline)) {
-                              s[m] = V::iadd(s[m], V::widen(d));
-                            });
-        }
+        else if constexpr (paired(M, R))
+          pair_dots<L, 32, Sum::n, R, 0, V>(wh, high, x, sink);
+        else
+          dots<L, 32, M, R>(wh, high, x, sink);
         if constexpr (L == Layout::Q4_1 || L == Layout::Q5_1) {
           const uint16_t *meta =
               reinterpret_cast<const uint16_t *>(w + li.main_bytes - 64) + h * V::W;
           V::F D = V::load_h(meta), Mn = V::load_h(meta + kPanel);
           for (int m = 0; m < M; ++m) {
             float sum = static_cast<float>(static_cast<int32_t>(xs[m]));
-            V::F t = V::fma(D, V::cvt(s[m]), V::mul(Mn, V::set1(sum)));
+            V::F t = V::fma(D, V::cvt(Sum::row(s, m)), V::mul(Mn, V::set1(sum)));
             acc[m] = V::fma(V::set1(xd[m]), t, acc[m]);
           }
         } else {
@@ -234,7 +306,7 @@ void matmul_32(const uint8_t *panel, size_t K, const Acts &a, float *out) {
           else
             D = V::load_h(reinterpret_cast<const uint16_t *>(sp) + h * V::W);
           for (int m = 0; m < M; ++m) {
-            V::I t = s[m];
+            V::I t = Sum::row(s, m);
             if constexpr (zero != 0)
               t = V::isub(t, V::iset1(zero * static_cast<int32_t>(xs[m])));
             acc[m] = V::fma(V::cvt(t), V::mul(D, V::set1(xd[m])), acc[m]);
@@ -259,9 +331,10 @@ void matmul_256(const uint8_t *panel, size_t K, const Acts &a, float *out) {
   for (size_t b = 0; b < blocks; ++b) {
     const uint8_t *w = panel + b * static_cast<size_t>(li.main_bytes);
     for (int h = 0; h < H; ++h) {
-      V::I s[M];
-      for (int m = 0; m < M; ++m)
-        s[m] = V::izero();
+      using Sum = Sums<M, R>;
+      typename Sum::I s[Sum::n];
+      for (int i = 0; i < Sum::n; ++i)
+        s[i] = Sum::zero();
       auto sub_block = [&](int j, auto oddc) __attribute__((always_inline)) {
         if (M <= kPrefetchRows) {
           constexpr int lines = (li.main_bytes + 63) / 64, steps = kSubs * H;
@@ -280,11 +353,16 @@ void matmul_256(const uint8_t *panel, size_t K, const Acts &a, float *out) {
           sc = V::scale_u8(sp);
         else
           sc = V::scale_s8(sp);
-        dots<L, S, M, R, decltype(oddc)::value>(w + j * P::quants + h * V::W * 4,
-                                                w + P::high + j / kTogether * 64 + h * V::W * 4, x,
-                                                [&](int m, V::D d) __attribute__((always_inline)) {
-                                                  s[m] = V::scale_add(s[m], d, sc);
-                                                });
+        const typename Sum::Sc scale = Sum::scale(sc);
+        auto sink = [&](int i, typename Sum::D d)
+                        __attribute__((always_inline)) { s[i] = Sum::scale_add(s[i], d, scale); };
+        constexpr int odd = decltype(oddc)::value;
+        const uint8_t *q = w + j * P::quants + h * V::W * 4;
+        const uint8_t *high = w + P::high + j / kTogether * 64 + h * V::W * 4;
+        if constexpr (paired(M, R))
+          pair_dots<L, S, Sum::n, R, odd, V>(q, high, x, sink);
+        else
+          dots<L, S, M, R, odd>(q, high, x, sink);
       };
       for (int j = 0; j < kSubs; j += kTogether)
         unroll<kTogether>([&](auto oddc) __attribute__((always_inline)) {
@@ -311,14 +389,14 @@ void matmul_256(const uint8_t *panel, size_t K, const Acts &a, float *out) {
         V::F d = V::set1(a.d[b * R + static_cast<size_t>(m)]), acc = V::loadf(o);
         if constexpr (!P::mins) {
           V::F D = V::load_h(reinterpret_cast<const uint16_t *>(scales + b * 32) + h * V::W);
-          V::I t = s[m];
+          V::I t = Sum::row(s, m);
           if constexpr (P::zero_shift >= 0)
             t = V::isub(t, V::template isll<P::zero_shift>(mi[m]));
           acc = V::fma(V::mul(d, D), V::cvt(t), acc);
         } else {
           const uint16_t *dp = reinterpret_cast<const uint16_t *>(w + kMeta + 256) + h * V::W;
-          V::F t =
-              V::fms(V::load_h(dp), V::cvt(s[m]), V::mul(V::load_h(dp + kPanel), V::cvt(mi[m])));
+          V::F t = V::fms(V::load_h(dp), V::cvt(Sum::row(s, m)),
+                          V::mul(V::load_h(dp + kPanel), V::cvt(mi[m])));
           acc = V::fma(d, t, acc);
         }
         V::storef(o, acc);
@@ -338,6 +416,12 @@ template <Layout L> INSULA_INLINE V::F load_weight(const uint8_t *p, int lane) {
 
 template <Layout L, int M, int R>
 void matmul_f(const uint8_t *panel, size_t K, const Acts &a, float *out) {
+  if constexpr (M * H > 24) { // more sums than registers
+    Acts rest = a;
+    rest.f += 4;
+    matmul_f<L, 4, R>(panel, K, a, out);
+    return matmul_f<L, M - 4, R>(panel, K, rest, out + 4 * kPanel);
+  }
   constexpr size_t step = L == Layout::F32 ? 64 : 32;
   V::F acc[M][H];
   for (int m = 0; m < M; ++m)
@@ -425,7 +509,7 @@ INSULA_INLINE void tile(Layout l, int R, int rows, const uint8_t *w, size_t K, c
     tile_rows(l, rows, w, K, a, out);
 }
 
-std::atomic<uint64_t> g_calls{0};
+std::atomic<uint64_t> g_calls{0}, g_tiles{0};
 
 // What follows a panel's product t (and t2, of the second weight): M rows from m0 of the job's.
 INSULA_INLINE void finish_panel(const insula::MatJob &j, int first, int m0, int M, float *t,
@@ -462,6 +546,8 @@ void matmul(const insula::MatJob &j) {
   for (int m0 = 0; m0 < j.rows; m0 += R) {
     const int M = j.rows - m0 < R ? j.rows - m0 : R;
     const Acts a = tile_of(*j.acts, j.layout, m0 / R);
+    if (paired(M, R) && a.q)
+      g_tiles.fetch_add(static_cast<uint64_t>(j.panels), std::memory_order_relaxed);
     for (int p = j.first_panel; p < j.first_panel + j.panels; ++p) {
       tile(j.layout, R, M, j.w + static_cast<size_t>(p) * stride, j.K, a, t);
       if (j.w2)

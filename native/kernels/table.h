@@ -17,7 +17,8 @@ namespace insula {
 // kernel reaches all of them from one pointer. R is what `tile_rows` says: 1 for a single row, the
 // table's `rows` for a few, kWideRows where the table has matrix tiles. In a wide tile a row's
 // words stand together, 16 by 16: word k/4 of row m is q[k/64][m][k/4 % 16], the form that tiles
-// load.
+// load. Where a level multiplies two rows at once, a pair of rows has its words two by two in a
+// tile of a few rows: q[k/8][m/2][m%2][k/4 % 2].
 //   A32 : q words [K/4][R] of 4 int8,  d [K/32][R],   sums int32 [K/32][R]
 //   A256: q words [K/4][R],            d [K/256][R],  sums words [K/256][12][R], two int16 each:
 //         8 pairs of sums over 16 values, then 4 pairs of sums over 32
@@ -98,7 +99,9 @@ struct KernelTable {
                      const float *o2, int head_dim);
   void (*attn_finish)(const float *l, const float *o, int head_dim, float *out);
   std::atomic<uint64_t> *calls; // counted by this level's own matmul code
-  std::atomic<uint64_t> *tiles; // products of matrix tiles, null where the level has none
+  // Products of matrix tiles, or of panels with two rows at once; null where the level has neither.
+  std::atomic<uint64_t> *tiles;
+  uint64_t (*peak)(size_t steps); // int8 multiply-adds without memory; returns how many were done
 };
 
 // R of the tiles that M rows go into.
@@ -137,5 +140,7 @@ const KernelTable *table_avxvnni_evex();
 const KernelTable *table_avx512();
 const KernelTable *table_amx();
 const KernelTable *table_neon();
+const KernelTable *table_neon_dotprod();
+const KernelTable *table_neon_i8mm();
 
 } // namespace insula

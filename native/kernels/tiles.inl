@@ -207,8 +207,6 @@ INSULA_INLINE Acts from_tile(Acts a, size_t t) {
   return a;
 }
 
-std::atomic<uint64_t> g_tiles{0};
-
 // One panel against all rows: out [rows, in whole tiles][16].
 template <Layout L>
 void product(const uint8_t *panel, size_t K, const Acts &a, int rows, uint8_t *plane, float *out) {
@@ -308,6 +306,23 @@ void matmul_wide(const insula::MatJob &j) {
                    plane, t2);
     finish_panel(j, p * kPanel, 0, j.rows, t, t2);
   }
+}
+
+// As `peak`, of tiles.
+uint64_t peak_tiles(size_t steps) {
+  alignas(64) uint8_t ones[kTileBytes];
+  std::memset(ones, 1, sizeof ones);
+  T::configure(kWide, 16);
+  unroll<4>([](auto t) { T::zero<decltype(t)::value>(); });
+  unroll<4>([&](auto t) { T::load<4 + decltype(t)::value>(ones, 64); });
+  for (size_t s = 0; s < steps; ++s) {
+    T::dot<0, 4, 6>();
+    T::dot<1, 4, 7>();
+    T::dot<2, 5, 6>();
+    T::dot<3, 5, 7>();
+  }
+  T::release();
+  return steps * 4 * kWide * kTileBytes;
 }
 
 } // namespace

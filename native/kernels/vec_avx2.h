@@ -11,6 +11,7 @@ struct V {
   static constexpr int W = 8;
   static constexpr int kRows = 4;       // activation rows a tile takes
   static constexpr bool kTiles = false; // matrix tiles beside the vectors
+  static constexpr int kPairFrom = 0;   // no rows share an accumulator
   using F = __m256;
   using I = __m256i;
   using B = __m256i; // 32 bytes: 4 k of 8 rows
@@ -110,10 +111,10 @@ struct V {
 #endif
   }
   static constexpr int defer(int) { return 64; }
-  static D dot(D d, B w, const uint32_t *x) { return dpbusd(d, w, x); }
+  template <int at> static D dot(D d, B w, const uint32_t *x) { return dpbusd(d, w, x + at); }
   static constexpr int s8_bias = 128;
   static B prep_s8(B w) { return _mm256_xor_si256(w, _mm256_set1_epi8(static_cast<char>(0x80))); }
-  static D dot_s8(D d, B w, const uint32_t *x) { return dot(d, w, x); }
+  template <int at> static D dot_s8(D d, B w, const uint32_t *x) { return dot<at>(d, w, x); }
   static I widen(D d) { return d; }
   static Sc scale_u8(const uint8_t *p) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
@@ -133,15 +134,15 @@ struct V {
     int n = 32767 / (umax * 254);
     return n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
   }
-  static D dot(D d, B w, const uint32_t *x) {
-    return in_order(_mm256_add_epi16(d, _mm256_maddubs_epi16(w, bcast(x))));
+  template <int at> static D dot(D d, B w, const uint32_t *x) {
+    return in_order(_mm256_add_epi16(d, _mm256_maddubs_epi16(w, bcast(x + at))));
   }
   // |w| * sign(x): 128 * 127 * 2 still fits, where u8 weights above 127 would saturate.
   static constexpr int s8_bias = 0;
   static B prep_s8(B w) { return w; }
-  static D dot_s8(D d, B w, const uint32_t *x) {
+  template <int at> static D dot_s8(D d, B w, const uint32_t *x) {
     return in_order(_mm256_add_epi16(
-        d, _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(bcast(x), w))));
+        d, _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(bcast(x + at), w))));
   }
   static I widen(D d) { return _mm256_madd_epi16(d, _mm256_set1_epi16(1)); }
   static __m128i twice(const uint8_t *p) {

@@ -15,6 +15,7 @@ struct V {
 #else
   static constexpr bool kTiles = false;
 #endif
+  static constexpr int kPairFrom = 0; // from as many rows of a tile on, two share an accumulator
   using F = __m512;
   using I = __m512i;
   using B = __m512i;  // 64 bytes: 4 k of 16 rows
@@ -96,14 +97,14 @@ struct V {
 
   static constexpr int defer(int) { return 64; }
   static D dzero() { return _mm512_setzero_si512(); }
-  static D dot(D d, B w, const uint32_t *x) {
+  template <int at> static D dot(D d, B w, const uint32_t *x) { // with word `at` of x
     // The broadcast as a memory operand: compilers split it into two instructions and a copy.
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(d) : "v"(w), "m"(*x));
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(d) : "v"(w), "m"(x[at]));
     return d;
   }
   static constexpr int s8_bias = 128;
   static B prep_s8(B w) { return _mm512_xor_si512(w, _mm512_set1_epi8(static_cast<char>(0x80))); }
-  static D dot_s8(D d, B w, const uint32_t *x) { return dot(d, w, x); }
+  template <int at> static D dot_s8(D d, B w, const uint32_t *x) { return dot<at>(d, w, x); }
   static I widen(D d) { return d; }
   static Sc scale_u8(const uint8_t *p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));

@@ -1,4 +1,6 @@
-// Plain ARMv8-A NEON (no dot-product extension): four lanes a register.
+// ARMv8-A NEON, four lanes a register. INSULA_DOTPROD: four products of int8 are summed by one
+// instruction (sdot). INSULA_I8MM, beside it: 2 rows by 8 k times 8 k by 2 rows (smmla), so that
+// two activation rows share an accumulator.
 #pragma once
 #include <arm_neon.h>
 
@@ -9,16 +11,24 @@ namespace {
 
 struct V {
   static constexpr int W = 4;
-  static constexpr int kRows = 4;       // activation rows a tile takes
+#ifdef INSULA_DOTPROD
+  static constexpr int kRows = 8; // activation rows a tile takes
+#else
+  static constexpr int kRows = 4;
+#endif
   static constexpr bool kTiles = false; // matrix tiles beside the vectors
+#ifdef INSULA_I8MM
+  static constexpr int kPairFrom = 4; // rows of a tile; fewer do not pay for weaving the weights
+#else
+  static constexpr int kPairFrom = 0;
+#endif
   using F = float32x4_t;
   using I = int32x4_t;
   using B = uint8x16_t; // 4 k of 4 rows
-  struct D {
-    int32x4_t lo, hi;
-  }; // pair sums of rows 0,1 and of rows 2,3
   using Sc = int32x4_t;
-  using P16 = int16x8_t;
+  struct P16 {
+    int16x4_t a, b;
+  }; // two neighbouring sub-blocks
 
   static F loadf(const float *p) { return vld1q_f32(p); }
   static void storef(float *p, F v) { vst1q_f32(p, v); }
@@ -42,7 +52,7 @@ struct V {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
   }
   static F load_e8m0(const uint8_t *p) { // 2^(e - 128), see quants/blocks.h
-    const int32x4_t e = {p[0], p[1], p[2], p[3]}, one = vdupq_n_s32(1);
+    const int32x4_t e = scale_u8(p), one = vdupq_n_s32(1);
     int32x4_t low = vshlq_n_s32(vaddq_s32(e, one), 21); // e of 0 and 1: subnormal
     low = vminq_s32(low, vdupq_n_s32(0x00400000));
     return vreinterpretq_f32_s32(vmaxq_s32(vshlq_n_s32(vsubq_s32(e, one), 23), low));
@@ -85,40 +95,84 @@ struct V {
   }
 
   static constexpr int defer(int) { return 64; }
+  static constexpr int s8_bias = 0; // weights are below 128: signed dots do for all
+  static B prep_s8(B w) { return w; }
+
+#ifdef INSULA_DOTPROD
+  using D = int32x4_t;
+  static D dzero() { return izero(); }
+  // Four words a load; neighbouring dots share it.
+  template <int at> static D dot(D d, B w, const uint32_t *x) {
+    int8x16_t q = vreinterpretq_s8_u32(vld1q_u32(x + at / 4 * 4));
+    __asm__("" : "+w"(q)); // or three of four words become three loads
+    return vdotq_laneq_s32(d, vreinterpretq_s8_u8(w), q, at % 4);
+  }
+  static I widen(D d) { return d; }
+#else
+  struct D {
+    int32x4_t lo, hi;
+  }; // pair sums of rows 0,1 and of rows 2,3
   static D dzero() { return {izero(), izero()}; }
-  static D dot_s8(D d, B w, const uint32_t *x) {
-    int8x16_t s = vreinterpretq_s8_u8(w), q = vreinterpretq_s8_u32(vdupq_n_u32(*x));
+  template <int at> static D dot(D d, B w, const uint32_t *x) {
+    int8x16_t s = vreinterpretq_s8_u8(w), q = vreinterpretq_s8_u32(vdupq_n_u32(x[at]));
     d.lo = vpadalq_s16(d.lo, vmull_s8(vget_low_s8(s), vget_low_s8(q)));
     d.hi = vpadalq_s16(d.hi, vmull_s8(vget_high_s8(s), vget_high_s8(q)));
     return d;
   }
-  static D dot(D d, B w, const uint32_t *x) { return dot_s8(d, w, x); } // weights are below 128
-  static constexpr int s8_bias = 0;
-  static B prep_s8(B w) { return w; }
   static I widen(D d) { return vpaddq_s32(d.lo, d.hi); }
-  static Sc scale_u8(const uint8_t *p) { return Sc{p[0], p[1], p[2], p[3]}; }
-  static Sc scale_low4(const uint8_t *p) { return Sc{p[0] & 15, p[1] & 15, p[2] & 15, p[3] & 15}; }
-  static Sc scale_s8(const uint8_t *p) {
-    return Sc{static_cast<int8_t>(p[0]), static_cast<int8_t>(p[1]), static_cast<int8_t>(p[2]),
-              static_cast<int8_t>(p[3])};
+#endif
+  template <int at> static D dot_s8(D d, B w, const uint32_t *x) { return dot<at>(d, w, x); }
+
+#ifdef INSULA_I8MM
+  struct Pair {
+    int32x4_t lo, hi;
+  }; // activation rows m, m+1 with lanes 0,1 and with lanes 2,3: (m0, m1, m'0, m'1)
+  struct Woven {
+    int8x16_t lo, hi;
+  }; // 8 k of lanes 0,1 and of lanes 2,3
+  static Pair pzero() { return {izero(), izero()}; }
+  static Woven weave(B a, B b) {
+    const uint32x4_t s = vreinterpretq_u32_u8(a), t = vreinterpretq_u32_u8(b);
+    return {vreinterpretq_s8_u32(vzip1q_u32(s, t)), vreinterpretq_s8_u32(vzip2q_u32(s, t))};
   }
+  static Pair mmla(Pair d, Woven w, const uint32_t *x) {
+    const int8x16_t q = vreinterpretq_s8_u32(vld1q_u32(x));
+    return {vmmlaq_s32(d.lo, q, w.lo), vmmlaq_s32(d.hi, q, w.hi)};
+  }
+  static int32x4_t halves(int32x4_t a, int32x4_t b, bool high) {
+    const int64x2_t s = vreinterpretq_s64_s32(a), t = vreinterpretq_s64_s32(b);
+    return vreinterpretq_s32_s64(high ? vzip2q_s64(s, t) : vzip1q_s64(s, t));
+  }
+  static I first(Pair d) { return halves(d.lo, d.hi, false); }
+  static I second(Pair d) { return halves(d.lo, d.hi, true); }
+  static Pair twice(Sc s) { return {halves(s, s, false), halves(s, s, true)}; }
+  static Pair padd(Pair a, Pair b) { return {vaddq_s32(a.lo, b.lo), vaddq_s32(a.hi, b.hi)}; }
+  static Pair pscale_add(Pair s, Pair d, Pair sc) {
+    return {vmlaq_s32(s.lo, sc.lo, d.lo), vmlaq_s32(s.hi, sc.hi, d.hi)};
+  }
+#endif
+
+  static uint8x8_t four(const uint8_t *p) {
+    uint32_t u;
+    std::memcpy(&u, p, 4);
+    return vreinterpret_u8_u32(vdup_n_u32(u));
+  }
+  static int16x4_t u16(uint8x8_t b) { return vreinterpret_s16_u16(vget_low_u16(vmovl_u8(b))); }
+  static int16x4_t s16(const uint8_t *p) {
+    return vget_low_s16(vmovl_s8(vreinterpret_s8_u8(four(p))));
+  }
+  static Sc scale_u8(const uint8_t *p) { return vmovl_s16(u16(four(p))); }
+  static Sc scale_low4(const uint8_t *p) { return vmovl_s16(u16(vand_u8(four(p), vdup_n_u8(15)))); }
+  static Sc scale_s8(const uint8_t *p) { return vmovl_s16(s16(p)); }
   static I scale_add(I s, D d, Sc sc) { return vmlaq_s32(s, sc, widen(d)); }
-  static uint8x8_t pairs(const uint8_t *p) {
-    uint32_t a, b;
-    std::memcpy(&a, p, 4);
-    std::memcpy(&b, p + 16, 4);
-    return vzip1_u8(vreinterpret_u8_u32(vdup_n_u32(a)), vreinterpret_u8_u32(vdup_n_u32(b)));
-  }
-  static P16 pairs_u8(const uint8_t *p) { return vreinterpretq_s16_u16(vmovl_u8(pairs(p))); }
+  static P16 pairs_u8(const uint8_t *p) { return {u16(four(p)), u16(four(p + 16))}; }
   static P16 pairs_high4(const uint8_t *p) {
-    return vreinterpretq_s16_u16(vmovl_u8(vshr_n_u8(pairs(p), 4)));
+    return {u16(vshr_n_u8(four(p), 4)), u16(vshr_n_u8(four(p + 16), 4))};
   }
-  static P16 pairs_s8(const uint8_t *p) { return vmovl_s8(vreinterpret_s8_u8(pairs(p))); }
+  static P16 pairs_s8(const uint8_t *p) { return {s16(p), s16(p + 16)}; }
   static I madd16(I acc, P16 w, const uint32_t *x) {
-    int16x8_t q = vreinterpretq_s16_u32(vdupq_n_u32(*x));
-    int32x4_t lo = vmull_s16(vget_low_s16(w), vget_low_s16(q));
-    int32x4_t hi = vmull_s16(vget_high_s16(w), vget_high_s16(q));
-    return vaddq_s32(acc, vpaddq_s32(lo, hi));
+    const int16x4_t q = vreinterpret_s16_u32(vdup_n_u32(*x));
+    return vmlal_lane_s16(vmlal_lane_s16(acc, w.a, q, 0), w.b, q, 1);
   }
   // As an instruction: GCC takes a function that only prefetches for one without effect.
   static void prefetch(const void *p) { __asm__ volatile("prfm pldl1keep, [%0]" ::"r"(p)); }

@@ -12,6 +12,7 @@ struct V {
   static constexpr int W = 16;
   static constexpr int kRows = 1;       // activation rows a tile takes
   static constexpr bool kTiles = false; // matrix tiles beside the vectors
+  static constexpr int kPairFrom = 0;   // no rows share an accumulator
   struct F {
     float v[16];
   };
@@ -121,18 +122,18 @@ struct V {
 
   static constexpr int defer(int) { return 64; }
   static D dzero() { return izero(); }
-  static D dot(D d, B w, const uint32_t *x) {
+  template <int at> static D dot(D d, B w, const uint32_t *x) {
     int8_t q[4];
-    std::memcpy(q, x, 4);
+    std::memcpy(q, x + at, 4);
     INSULA_EACH(D, d.v[i] + w.v[4 * i] * q[0] + w.v[4 * i + 1] * q[1] + w.v[4 * i + 2] * q[2] +
                        w.v[4 * i + 3] * q[3]);
   }
   static constexpr int s8_bias = 0;
   static B prep_s8(B w) { return w; }
   static int s8(const B &w, int i) { return static_cast<int8_t>(w.v[i]); }
-  static D dot_s8(D d, B w, const uint32_t *x) {
+  template <int at> static D dot_s8(D d, B w, const uint32_t *x) {
     int8_t q[4];
-    std::memcpy(q, x, 4);
+    std::memcpy(q, x + at, 4);
     INSULA_EACH(D, d.v[i] + s8(w, 4 * i) * q[0] + s8(w, 4 * i + 1) * q[1] +
                        s8(w, 4 * i + 2) * q[2] + s8(w, 4 * i + 3) * q[3]);
   }

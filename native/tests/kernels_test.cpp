@@ -1,4 +1,5 @@
 // Every level against scalar, bit by bit: all layouts, M = 1..33, odd N, tails; and against fp64.
+//   kernels_test [LEVEL]    that level alone; 2 where the processor lacks it
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -179,8 +180,8 @@ static void matmuls(const KernelTable *t, const KernelTable *ref) {
     for (int i = 0; i < K; ++i)
       x[static_cast<size_t>(i)] = 0; // a row of zeros
     Inputs a, b;
-    quantize(ref, x.data(), M, K, 8, a);
-    quantize(t, x.data(), M, K, 8, b);
+    quantize(ref, x.data(), M, K, 3, a); // 3: no level has a form of its own for it
+    quantize(t, x.data(), M, K, 3, b);
     CHECK(a.q32 == b.q32 && a.q256 == b.q256 && a.s32 == b.s32 && a.s256 == b.s256 &&
               same(a.d32, b.d32) && same(a.d256, b.d256),
           "%s: activations differ from scalar", t->name);
@@ -361,9 +362,39 @@ static void tiles(const KernelTable *t) {
   CHECK(t->tiles->load() == before, "four rows went through tiles");
   product(t, p, x.data(), 17); // 2 panels x 2 tiles of rows x 2 blocks x (4 tiles of k, 2 planes)
   CHECK(t->tiles->load() - before == 64, "%d tile products", int(t->tiles->load() - before));
+  CHECK(t->peak(1) == 4 * 16 * 16 * 64, "the peak is not of tiles");
 }
 
-int main() {
+// From four rows of a tile on the level takes two at once.
+static void pairs(const KernelTable *t) {
+  const Packed p = pack(Layout::Q4_K, random_file(Layout::Q4_K, 32, 512), 32, 512);
+  const std::vector<float> x(19 * 512, 0.5f);
+  auto counted = [&](int rows) {
+    const uint64_t before = t->tiles->load();
+    product(t, p, x.data(), rows);
+    return t->tiles->load() - before;
+  };
+  CHECK(counted(1) == 0 && counted(3) == 0, "few rows went in pairs");
+  CHECK(counted(4) == 2 && counted(8) == 2 && counted(19) == 4, "%d panels in pairs, not 2",
+        int(counted(4))); // two panels, of each tile with enough rows
+}
+
+// What the level computed was computed by its own code.
+static void counters(const Level &l, const std::vector<uint64_t> &before) {
+  for (size_t i = 0; i < levels().size(); ++i) {
+    const Level &other = levels()[i];
+    const bool rose = other.table->calls->load() > before[i];
+    const bool may = other.table == l.table || other.table == table_scalar();
+    CHECK(other.table == l.table ? rose : may || !rose, "level %s ran the code of %s", l.name,
+          other.name);
+  }
+}
+
+int main(int argc, char **argv) {
+  std::string error;
+  std::printf("default level: %s\n", select_level(nullptr, &error)->name);
+  if (argc > 1 && !select_level(argv[1], &error))
+    return std::printf("%s\n", error.c_str()), 2;
   halves();
   packing();
   const KernelTable *ref = table_scalar();
@@ -373,15 +404,23 @@ int main() {
       std::printf("level %s: not on this processor\n", l.name);
       continue;
     }
+    if (argc > 1 && std::strcmp(l.name, argv[1]))
+      continue;
+    std::vector<uint64_t> before;
+    for (const Level &other : levels())
+      before.push_back(other.table->calls->load());
     matmuls(l.table, ref);
+    counters(l, before);
+    if (!std::strcmp(l.name, "neon-i8mm"))
+      pairs(l.table);
     rows(l.table, ref);
     attention(l.table, ref);
+    CHECK(l.table->peak(3) == 3 * l.table->peak(1), "%s: steps of no equal size", l.name);
     std::printf("level %s: tested\n", l.name);
     ++tested;
   }
 #ifdef INSULA_HAVE_TILES_EMULATED
-  std::string error;
-  if (select_level("avx512", &error)) {
+  if (argc == 1 && select_level("avx512", &error)) {
     const KernelTable *t = table_amx_emulated();
     matmuls(t, ref);
     tiles(t);

@@ -99,16 +99,17 @@ void build(Model &m, bool parallel_residual) {
   m.allocate(24, KVType::F16, 512);
 }
 
-std::vector<float> run(Model &m, const std::vector<int> &slices, int sequences) {
+// from: the tokens before it were run already; all sequences share their pages (whole ones).
+std::vector<float> run(Model &m, const std::vector<int> &slices, int sequences, int from = 0) {
   const int T = 330;
   std::vector<std::vector<int32_t>> tables;
   std::vector<float> out(static_cast<size_t>(sequences * T * kVocab));
   for (int s = 0; s < sequences; ++s) {
     tables.emplace_back();
     for (int i = 0; i < 6; ++i)
-      tables.back().push_back(s * 6 + (i * 5) % 6);
+      tables.back().push_back((i < from / kPageTokens ? 0 : s * 6) + (i * 5) % 6);
   }
-  for (int at = 0, step = 0; at < T; ++step) {
+  for (int at = from, step = 0; at < T; ++step) {
     const int n = std::min(slices[static_cast<size_t>(step) % slices.size()], T - at);
     std::vector<int32_t> tok, pos, row, want;
     for (int s = 0; s < sequences; ++s)
@@ -253,8 +254,10 @@ int main() {
     for (const Level &l : levels()) {
       if (!l.available)
         continue;
+      const uint64_t before = l.table->calls->load();
       for (int threads : {1, 3}) {
         Model m(l.name, threads);
+        CHECK(!std::strcmp(m.isa(), l.table->name), "%s instead of %s", m.isa(), l.name);
         build(m, post_norm);
         for (const std::vector<int> &slices : {std::vector<int>{330}, {100, 1, 33}, {2, 1, 1, 64}})
           for (int sequences : {1, 3}) {
@@ -267,7 +270,16 @@ int main() {
                     "%s, %d threads, slices from %d, sequence %d of %d differs", l.name, threads,
                     slices[0], s, sequences);
           }
+        for (int slice : {1, 5}) { // the first chunk's pages are shared, and read together
+          const std::vector<float> got = run(m, {slice}, 4, kAttnChunk);
+          const size_t skip = size_t{kAttnChunk} * kVocab;
+          for (size_t s = 0; s < 4; ++s, ++checked)
+            CHECK(!std::memcmp(&got[s * want.size() + skip], &want[skip], (want.size() - skip) * 4),
+                  "%s, %d threads, slices of %d, sequence %zu with a shared prefix differs", l.name,
+                  threads, slice, s);
+        }
       }
+      CHECK(l.table->calls->load() > before, "%s did not run", l.name);
     }
   }
   Model m("", 1);

@@ -19,7 +19,10 @@ from insula.errors import ConfigError
 ENGINES = ("auto", "native", "reference", "llamacpp")
 KV_TYPES = ("f16", "int8", "f32")
 WEIGHTS = ("memory", "mmap")
-ISAS = ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon")
+ISAS = (
+    *("scalar", "avx2", "avxvnni", "avx512", "amx"),
+    *("neon", "neon-dotprod", "neon-i8mm"),
+)
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
