@@ -237,7 +237,13 @@ void Model::populate(int pages) {
 
 uint64_t Model::save_page(int page, uint8_t *out) {
   std::lock_guard<std::mutex> lock(impl_->mutex);
-  return copy_out(impl_->runs(page), out);
+  const std::vector<Run> runs = impl_->runs(page);
+  size_t bytes = 0;
+  for (const Run &r : runs)
+    bytes += r.bytes;
+  if (bytes != page_bytes())
+    fail("a page's runs and its size disagree");
+  return copy_out(runs, out);
 }
 
 std::vector<bool> Model::load_pages(const std::vector<int> &pages, const std::vector<int> &files,
