@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Timings never decide a test: a busy machine is no failure.
-settings.register_profile("insula", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# On a desk examples are new each time; where a change is judged they are the same each time, so
+# that it is the change that fails. What a desk finds becomes an @example.
+settings.register_profile(
+    "insula",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("insula")
 
 #: Rooms whose slow tests take minutes each: builds, fuzzers, wheels, other engines.

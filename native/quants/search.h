@@ -16,6 +16,7 @@ constexpr int kLanes = 8;
 constexpr float kBetter =
     1.000001f;                  // see fit_symmetric; nothing beside what three or four bits lose
 constexpr float kTiny = 1e-15f; // a group whose values are all smaller is stored as zeros
+constexpr float kLargestHalf = 65504.0f; // what a scale or a minimum may be
 
 inline float sum_lanes(const float *lanes) {
   return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
@@ -131,6 +132,9 @@ inline Affine fit_affine(const float *x, const float *w, float levels, Trial tri
                (sum_l2 * sum_x - sum_l * sum_xl) / determinant};
     if (fit.min > 0) {
       fit = {sum_xl / sum_l2, 0};
+    }
+    if (!(-fit.min <= kLargestHalf && fit.scale <= kLargestHalf)) {
+      continue; // better, but nowhere to be written
     }
     const float trial_error = error(trial_q, fit);
     if (trial_error < best_error) {
