@@ -109,6 +109,64 @@ CASES = {
         n_tokens=130,
         seed=6,
     ),
+    "qwen2": Case(
+        config="Qwen2Config",
+        settings={"num_hidden_layers": 2, "tie_word_embeddings": True},
+        n_tokens=70,
+        seed=9,
+    ),
+    "gemma2": Case(
+        config="Gemma2Config",
+        settings={
+            "num_hidden_layers": 3,
+            "hidden_size": 32,
+            "head_dim": 16,
+            "sliding_window": 12,
+            "query_pre_attn_scalar": 16,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 5.0,
+        },
+        n_tokens=70,
+        seed=10,
+    ),
+    "gemma2-scaled": Case(
+        config="Gemma2Config",
+        settings={
+            "num_hidden_layers": 2,
+            "hidden_size": 32,
+            "head_dim": 16,
+            "sliding_window": 20,
+            "query_pre_attn_scalar": 9,
+        },
+        n_tokens=40,
+        seed=11,
+    ),
+    "granite": Case(
+        config="GraniteConfig",
+        settings={
+            "num_hidden_layers": 2,
+            "tie_word_embeddings": True,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.15,
+            "logits_scaling": 2.0,
+        },
+        n_tokens=70,
+        seed=12,
+    ),
+    "smollm3": Case(
+        config="SmolLM3Config",
+        settings={"num_hidden_layers": 5, "hidden_size": 32, "intermediate_size": 64}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e4}},
+        n_tokens=70,
+        seed=13,
+    ),
+    "olmo2": Case(
+        config="Olmo2Config",
+        settings={"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64},
+        n_tokens=70,
+        seed=14,
+    ),
     "gemma3": Case(
         config="Gemma3TextConfig",
         settings={

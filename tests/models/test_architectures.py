@@ -10,7 +10,7 @@ import pytest
 from insula.errors import FormatError, UnsupportedError
 from insula.models import rope
 from insula.models.registry import ARCHITECTURES, build_graph
-from insula.ops.graph import Attention, Logits, Norm, Rope
+from insula.ops.graph import Attention, Embed, Logits, Norm, Rope, Scale
 
 N_VOCAB, D, FF, HEADS, KV_HEADS, LAYERS = 40, 32, 48, 4, 2, 7
 
@@ -30,6 +30,8 @@ class Source:
             f"{arch}.attention.layer_norm_rms_epsilon": 1e-5,
             f"{arch}.rope.freq_base": 10000.0,
         }
+        if arch == "granite":
+            self.metadata["granite.logit_scale"] = 8.0
         shapes = {"token_embd.weight": (N_VOCAB, D), "output_norm.weight": (D,)}
         head = D // HEADS
         for i in range(LAYERS):
@@ -45,10 +47,14 @@ class Source:
                 "ffn_down": (D, FF),
             }.items():
                 shapes[f"blk.{i}.{name}.weight"] = shape
+            if arch == "olmo2":  # normed over all heads together, and after each half alone
+                del shapes[f"blk.{i}.attn_norm.weight"], shapes[f"blk.{i}.ffn_norm.weight"]
+                shapes[f"blk.{i}.attn_q_norm.weight"] = (D,)
+                shapes[f"blk.{i}.attn_k_norm.weight"] = (KV_HEADS * head,)
             if arch in ("qwen3", "gemma3"):
                 shapes[f"blk.{i}.attn_q_norm.weight"] = (head,)
                 shapes[f"blk.{i}.attn_k_norm.weight"] = (head,)
-            if arch == "gemma3":
+            if arch in ("gemma2", "gemma3", "olmo2"):
                 shapes[f"blk.{i}.post_attention_norm.weight"] = (D,)
                 shapes[f"blk.{i}.post_ffw_norm.weight"] = (D,)
         self.tensors = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
@@ -176,7 +182,13 @@ def test_an_architecture_without_a_name(value):
         ("llama", "expert_count", 8),
         ("llama", "attention.sliding_window", 4096),
         ("llama", "logit_scale", 0.1),
+        ("qwen2", "expert_count", 60),
+        ("qwen2", "pooling_type", 3),
         ("qwen3", "expert_count", 128),
+        ("gemma2", "pooling_type", 1),
+        ("granite", "expert_count", 32),
+        ("smollm3", "attention.sliding_window", 4096),
+        ("olmo2", "attention.sliding_window", 4096),
         ("gemma3", "attn_logit_softcapping", 50.0),
     ],
 )
@@ -276,6 +288,66 @@ def test_gemma_layers_alternate():
     for layer, op in enumerate(ops_of(graph, Rope)[::2]):
         np.testing.assert_allclose(op.freqs, full if layer == 5 else local)
     assert len(ops_of(graph, Norm)) == 6 * LAYERS + 1
+
+
+def test_gemma2_has_the_released_models_numbers_where_a_file_states_none():
+    source = Source("gemma2")
+    attention = ops_of(build_graph(source), Attention)
+    assert [op.window for op in attention] == [4096, None] * 3 + [4096]
+    assert attention[0].softcap == 50.0
+    assert ops_of(build_graph(source), Logits)[0].softcap == 30.0
+    source.metadata |= {"gemma2.attention.sliding_window": 16}
+    source.metadata |= {"gemma2.attn_logit_softcapping": 5.0, "gemma2.final_logit_softcapping": 7.0}
+    graph = build_graph(source)
+    assert [slot.window for slot in graph.slots] == [16, None] * 3 + [16]
+    assert ops_of(graph, Attention)[1].softcap == 5.0
+    assert ops_of(graph, Logits)[0].softcap == 7.0
+    source.metadata["gemma2.attn_logit_softcapping"] = 0.0
+    with pytest.raises(FormatError, match="attn_logit_softcapping"):
+        build_graph(source)
+
+
+@pytest.mark.parametrize("arch", ["gemma2", "gemma3"])
+def test_gemmas_attention_scale(arch):
+    source = Source(arch)
+    source.metadata[f"{arch}.attention.key_length"] = D // HEADS
+    assert ops_of(build_graph(source), Attention)[0].scale == pytest.approx((D // HEADS) ** -0.5)
+    source.metadata[f"{arch}.attention.scale"] = 0.3
+    assert ops_of(build_graph(source), Attention)[0].scale == 0.3
+
+
+def test_granites_scales():
+    source = Source("granite")
+    plain = build_graph(source)
+    assert ops_of(plain, Attention)[0].scale == (D // HEADS) ** -0.5
+    assert ops_of(plain, Logits)[0].scale == 1 / 8
+    source.metadata |= {"granite.embedding_scale": 12.0, "granite.residual_scale": 0.22}
+    source.metadata |= {"granite.attention.scale": 0.01}
+    graph = build_graph(source)
+    assert ops_of(graph, Embed)[0].scale == 12.0
+    assert [op.factor for op in ops_of(graph, Scale)] == [0.22] * 2 * LAYERS
+    assert ops_of(graph, Attention)[0].scale == 0.01
+    del source.metadata["granite.logit_scale"]
+    with pytest.raises(FormatError, match=r"granite\.logit_scale"):
+        build_graph(source)
+
+
+def test_a_granite_without_positions_is_refused():
+    source = Source("granite")
+    source.metadata["granite.rope.scaling.finetuned"] = True
+    build_graph(source)
+    source.metadata["granite.rope.scaling.finetuned"] = False
+    with pytest.raises(UnsupportedError, match="rotary positions"):
+        build_graph(source)
+    source.metadata["granite.rope.scaling.finetuned"] = 0
+    with pytest.raises(FormatError, match="true or false"):
+        build_graph(source)
+
+
+def test_every_fourth_layer_of_smollm3_has_no_positions():
+    ops = [op for op in build_graph(Source("smollm3")).ops if isinstance(op, Rope | Attention)]
+    turned = [isinstance(ops[i - 1], Rope) for i, op in enumerate(ops) if isinstance(op, Attention)]
+    assert turned == [True, True, True, False, True, True, True]
 
 
 def test_ollamas_names_of_gemmas_rotary_bases():

@@ -38,6 +38,18 @@ GEMMA = CONFIG | {
     "sliding_window": 8,
     "query_pre_attn_scalar": E,
 }
+GEMMA2 = GEMMA | {
+    "architectures": ["Gemma2ForCausalLM"],
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+GRANITE = CONFIG | {
+    "architectures": ["GraniteForCausalLM"],
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.015625,
+    "logits_scaling": 8.0,
+}
 
 
 def random(*shape):
@@ -70,6 +82,10 @@ def gemma_weights():
         layer + "pre_feedforward_layernorm.weight": random(D),
         layer + "post_feedforward_layernorm.weight": random(D),
     }
+
+
+def gemma2_weights():
+    return {n: value for n, value in gemma_weights().items() if not n.endswith("_norm.weight")}
 
 
 def save(folder, tensors, config=CONFIG):
@@ -255,6 +271,62 @@ def test_what_has_no_counterpart_is_refused(tmp_path, change):
 )
 def test_a_gemma_that_gguf_cannot_say_is_refused(tmp_path, change):
     folder = save(tmp_path / "model", gemma_weights(), GEMMA | change)
+    with pytest.raises(UnsupportedError):
+        convert(folder, tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"layer_types": ["full_attention"]}, "in turn"),
+        ({"use_bidirectional_attention": True}, "both directions"),
+        ({"hidden_activation": "gelu"}, "hidden_activation"),
+    ],
+)
+def test_a_gemma2_that_gguf_cannot_say_is_refused(tmp_path, change, says):
+    folder = save(tmp_path / "model", gemma2_weights(), GEMMA2 | change)
+    with pytest.raises(UnsupportedError, match=says):
+        convert(folder, tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize("key", ["attn_logit_softcapping", "sliding_window"])
+def test_a_gemma2_without_its_numbers(tmp_path, key):
+    folder = save(tmp_path / "model", gemma2_weights(), GEMMA2 | {key: None})
+    with pytest.raises(FormatError, match=key):
+        convert(folder, tmp_path / "out.gguf")
+
+
+def test_granites_four_numbers(tmp_path):
+    convert(save(tmp_path / "model", weights(), GRANITE), tmp_path / "out.gguf")
+    with GGUFFile.open(tmp_path / "out.gguf") as out:
+        for ours, theirs in {
+            "embedding_scale": "embedding_multiplier",
+            "residual_scale": "residual_multiplier",
+            "attention.scale": "attention_multiplier",
+            "logit_scale": "logits_scaling",
+        }.items():
+            assert out.metadata[f"granite.{ours}"] == pytest.approx(GRANITE[theirs])
+    folder = save(tmp_path / "model", weights(), GRANITE | {"logits_scaling": None})
+    with pytest.raises(FormatError, match="logits_scaling"):
+        convert(folder, tmp_path / "again.gguf")
+
+
+@pytest.mark.parametrize(
+    ("change", "fits"),
+    [
+        ({}, True),
+        ({"no_rope_layers": [1], "no_rope_layer_interval": 4}, True),
+        ({"no_rope_layers": [0]}, False),
+        ({"no_rope_layer_interval": 2}, False),
+        ({"use_sliding_window": True, "sliding_window": 64}, False),
+    ],
+)
+def test_smollm3s_layers_without_positions(tmp_path, change, fits):
+    config = CONFIG | {"architectures": ["SmolLM3ForCausalLM"]} | change
+    folder = save(tmp_path / "model", weights(), config)
+    if fits:
+        convert(folder, tmp_path / "out.gguf")
+        return
     with pytest.raises(UnsupportedError):
         convert(folder, tmp_path / "out.gguf")
 

@@ -11,7 +11,7 @@ import pytest
 from golden import golden
 from insula.formats.gguf import GGUFFile
 from insula.models.registry import ARCHITECTURES, build_graph
-from insula.ops.graph import Attention, Embed, Logits, Norm, Rope
+from insula.ops.graph import Attention, Embed, Linear, Logits, Norm, Rope, Scale
 from insula.ops.reference import forward
 from oracle.runners import RUNNERS
 
@@ -63,6 +63,9 @@ def without_effect(graph):
     def each(change):
         return replace(graph, ops=tuple(change(op) or op for op in graph.ops))
 
+    def without(unwanted):
+        return replace(graph, ops=tuple(op for op in graph.ops if not unwanted(op)))
+
     ropes = [op for op in graph.ops if isinstance(op, Rope)]
     plain = ropes[0].freqs[0] * (ropes[0].freqs[1] / ropes[0].freqs[0]) ** np.arange(
         len(ropes[0].freqs)
@@ -107,6 +110,48 @@ def without_effect(graph):
         yield (
             "softcap",
             each(lambda op: replace(op, softcap=None) if isinstance(op, Logits) else None),
+        )
+    if any(isinstance(op, Logits) and op.scale != 1 for op in graph.ops):
+        yield (
+            "logit scale",
+            each(lambda op: replace(op, scale=1.0) if isinstance(op, Logits) else None),
+        )
+    if any(isinstance(op, Attention) and op.softcap for op in graph.ops):
+        yield (
+            "attention softcap",
+            each(lambda op: replace(op, softcap=None) if isinstance(op, Attention) else None),
+        )
+    if any(isinstance(op, Scale) for op in graph.ops):
+        yield (
+            "residual scale",
+            each(lambda op: replace(op, factor=1.0) if isinstance(op, Scale) else None),
+        )
+    for name in {op.dst for op in graph.ops if isinstance(op, Linear) and op.bias}:
+        yield (
+            f"bias of {name}",
+            each(
+                lambda op, name=name: (
+                    replace(op, bias=None) if isinstance(op, Linear) and op.dst == name else None
+                )
+            ),
+        )
+    for name in {op.dst for op in graph.ops if isinstance(op, Norm) and op.dst == op.src}:
+        yield (
+            f"norm of {name}",
+            without(lambda op, name=name: isinstance(op, Norm) and op.dst == name),
+        )
+    if len(ropes) < 2 * len(graph.slots):
+        yield (
+            "layers without rope",
+            replace(
+                graph,
+                ops=tuple(
+                    each_op
+                    for op in graph.ops
+                    if not isinstance(op, Rope)
+                    for each_op in ((*ropes[:2], op) if isinstance(op, Attention) else (op,))
+                ),
+            ),
         )
     yield (
         "attention scale",

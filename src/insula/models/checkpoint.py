@@ -139,6 +139,13 @@ class Checkpoint:
             raise FormatError(f"{self.arch}.{key} is {value!r}, a string is needed")
         return value
 
+    def flag(self, key: str, *, default: bool) -> bool:
+        """The truth value `<arch>.<key>`, or the default."""
+        value = self._value(key, default)
+        if not isinstance(value, bool | np.bool_):
+            raise FormatError(f"{self.arch}.{key} is {value!r}, true or false is needed")
+        return bool(value)
+
     def refuse(self, *keys: str) -> None:
         """Raise UnsupportedError if one of the keys asks for maths that the graph lacks."""
         for key in keys:

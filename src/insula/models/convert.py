@@ -1,9 +1,9 @@
 """A Hugging Face folder (config.json, safetensors, tokenizer) becomes a GGUF file.
 
 Owns what a checkpoint's names are called in GGUF, per architecture, and the three changes that
-GGUF makes to weights: llama's query and key rows are permuted so that rotated pairs are
-adjacent, Gemma's norms get their +1, vectors are stored as F32. Nothing is guessed: a tensor
-without a name here, a config value that would change the maths and has no GGUF key
+GGUF makes to weights: the query and key rows of llama and its kin are permuted so that rotated
+pairs are adjacent, Gemma's norms get their +1, vectors are stored as F32. Nothing is guessed: a
+tensor without a name here, a config value that would change the maths and has no GGUF key
 (`convert_config`), or an unknown pre-tokenizer (`convert_tokenizer`) is refused.
 """
 
@@ -67,28 +67,35 @@ class Rules:
     norm_offset: float = 0.0
 
 
-LLAMA = Rules(arch="llama", block={**BLOCK, "post_attention_layernorm": "ffn_norm"}, permute=True)
-QWEN3 = Rules(arch="qwen3", block={**BLOCK, **HEAD_NORMS, "post_attention_layernorm": "ffn_norm"})
-GEMMA3 = Rules(
-    arch="gemma3",
-    block={
-        **BLOCK,
-        **HEAD_NORMS,
-        "post_attention_layernorm": "post_attention_norm",
-        "pre_feedforward_layernorm": "ffn_norm",
-        "post_feedforward_layernorm": "post_ffw_norm",
-    },
-    norm_offset=1.0,
-)
+PRE_NORM = {**BLOCK, "post_attention_layernorm": "ffn_norm"}
+POST_NORMS = {
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+GEMMA_BLOCK = {**BLOCK, **POST_NORMS, "pre_feedforward_layernorm": "ffn_norm"}
+
+LLAMA = Rules(arch="llama", block=PRE_NORM, permute=True)
+QWEN2 = Rules(arch="qwen2", block=PRE_NORM)
+QWEN3 = Rules(arch="qwen3", block={**PRE_NORM, **HEAD_NORMS})
+GEMMA2 = Rules(arch="gemma2", block=GEMMA_BLOCK, norm_offset=1.0)
+GEMMA3 = Rules(arch="gemma3", block={**GEMMA_BLOCK, **HEAD_NORMS}, norm_offset=1.0)
+GRANITE = Rules(arch="granite", block=PRE_NORM, permute=True)
+SMOLLM3 = Rules(arch="smollm3", block=PRE_NORM, permute=True)
+OLMO2 = Rules(arch="olmo2", block={**BLOCK, **HEAD_NORMS, **POST_NORMS})
 
 #: config.json's architectures[0] -> rules
 RULES: Mapping[str, Rules] = MappingProxyType(
     {
         "LlamaForCausalLM": LLAMA,
         "MistralForCausalLM": LLAMA,
+        "Qwen2ForCausalLM": QWEN2,
         "Qwen3ForCausalLM": QWEN3,
+        "Gemma2ForCausalLM": GEMMA2,
         "Gemma3ForCausalLM": GEMMA3,
         "Gemma3ForConditionalGeneration": GEMMA3,
+        "GraniteForCausalLM": GRANITE,
+        "SmolLM3ForCausalLM": SMOLLM3,
+        "Olmo2ForCausalLM": OLMO2,
     }
 )
 
@@ -149,7 +156,7 @@ def convert(
         model = convert_config.metadata(rules.arch, config)
         for key, value in model.items():
             writer.add(f"{rules.arch}.{key}", value)
-        if rules is GEMMA3 and "attention.scale" in model:
+        if rules in (GEMMA2, GEMMA3) and "attention.scale" in model:
             notes.append("attention.scale, which this model needs, is not read by llama.cpp")
         for key, value in tokenizer.items():
             writer.add(f"tokenizer.{key}", value)

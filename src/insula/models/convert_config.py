@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insula.errors import FormatError, UnsupportedError
-from insula.models import rope
+from insula.models import gemma2, gemma3, rope, smollm3
 
 Config = Mapping[str, Any]
 
@@ -39,13 +39,18 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
         "rope.dimension_count": head_dim,
         "vocab_size": _need(config, "vocab_size"),
     }
-    if arch == "gemma3":
-        meta |= _gemma3(config, head_dim)
-    else:
-        _only(config, "hidden_act", "silu")
-        _refuse_windows(config)
-        meta |= _rope_metadata(_rope(config))
-    return meta
+    match arch:
+        case "gemma2":
+            return meta | _gemma2(config, head_dim)
+        case "gemma3":
+            return meta | _gemma3(config, head_dim)
+        case "granite":
+            meta |= _granite(config)
+        case "smollm3":
+            _refuse_other_positions(config)
+    _only(config, "hidden_act", "silu")
+    _refuse_windows(config)
+    return meta | _rope_metadata(_rope(config))
 
 
 def rope_factors(arch: str, config: Config) -> NDArray[np.float32] | None:
@@ -65,6 +70,39 @@ def rope_factors(arch: str, config: Config) -> NDArray[np.float32] | None:
         n_ctx_original=_need(settings, "original_max_position_embeddings"),
     )
     return (freqs / scaled).astype(np.float32)
+
+
+def _granite(config: Config) -> dict[str, Any]:
+    return {
+        ours: np.float32(_need(config, key))
+        for key, ours in (
+            ("embedding_multiplier", "embedding_scale"),
+            ("residual_multiplier", "residual_scale"),
+            ("attention_multiplier", "attention.scale"),
+            ("logits_scaling", "logit_scale"),
+        )
+    }
+
+
+def _gemma2(config: Config, head_dim: int) -> dict[str, Any]:
+    _only(config, "hidden_activation", "gelu_pytorch_tanh")
+    if config.get("use_bidirectional_attention"):
+        raise UnsupportedError("this Gemma 2 sees text in both directions (an embedding model)")
+    layers = config.get("layer_types")
+    expected = ["full_attention" if i % 2 else "sliding_attention"
+                for i in range(config["num_hidden_layers"])]  # fmt: skip
+    if layers is not None and list(layers) != expected:
+        raise UnsupportedError(
+            "GGUF's gemma2 has sliding and full layers in turn; this checkpoint orders them "
+            f"{layers}"
+        )
+    return {
+        **_rope_metadata(_rope(config)),
+        "attention.sliding_window": _need(config, "sliding_window"),
+        "attn_logit_softcapping": np.float32(_need(config, "attn_logit_softcapping")),
+        "final_logit_softcapping": np.float32(_need(config, "final_logit_softcapping")),
+        **_attention_scale(config, head_dim, layers_of_27b=gemma2.LAYERS_OF_27B),
+    }
 
 
 def _gemma3(config: Config, head_dim: int) -> dict[str, Any]:
@@ -89,14 +127,19 @@ def _gemma3(config: Config, head_dim: int) -> dict[str, Any]:
         **_rope_metadata(full),
         "rope.freq_base_swa": np.float32(local["rope_theta"]),
         "attention.sliding_window": _need(config, "sliding_window"),
+        **_attention_scale(config, head_dim, layers_of_27b=gemma3.LAYERS_OF_27B),
     }
-    scalar = config.get("query_pre_attn_scalar") or head_dim
-    usual = config["hidden_size"] / config["num_attention_heads"] if n_layers == 62 else head_dim
-    if not math.isclose(scalar, usual):
-        meta["attention.scale"] = np.float32(scalar**-0.5)
     if config.get("final_logit_softcapping"):
         meta["final_logit_softcapping"] = np.float32(config["final_logit_softcapping"])
     return meta
+
+
+def _attention_scale(config: Config, head_dim: int, *, layers_of_27b: int) -> dict[str, Any]:
+    """attention.scale, where it is not what readers of the file assume."""
+    scalar = config.get("query_pre_attn_scalar") or head_dim
+    is_27b = config["num_hidden_layers"] == layers_of_27b
+    usual = config["hidden_size"] / config["num_attention_heads"] if is_27b else head_dim
+    return {} if math.isclose(scalar, usual) else {"attention.scale": np.float32(scalar**-0.5)}
 
 
 def _rope(config: Config, layer_type: str | None = None) -> dict[str, Any]:
@@ -153,7 +196,7 @@ def _rope_metadata(settings: Config) -> dict[str, Any]:
 
 
 def _refuse_windows(config: Config) -> None:
-    """Sliding windows in llama and qwen3 checkpoints have no GGUF key."""
+    """Sliding windows in llama's and its kin's checkpoints have no GGUF key."""
     window = config.get("sliding_window")
     reach = config.get("max_position_embeddings", 0)
     used = config.get("use_sliding_window", window is not None)
@@ -161,6 +204,20 @@ def _refuse_windows(config: Config) -> None:
         raise UnsupportedError(
             f"the model attends through a sliding window of {window} in a context of {reach}; "
             "GGUF has no key for that in this architecture"
+        )
+
+
+def _refuse_other_positions(config: Config) -> None:
+    """SmolLM3: which layers have rotary positions is the architecture's, GGUF has no key for it."""
+    period = smollm3.PERIOD
+    expected = [int((i + 1) % period != 0) for i in range(config["num_hidden_layers"])]
+    layers = config.get("no_rope_layers")  # 1 where there are rotary positions, despite the name
+    if layers is None and config.get("no_rope_layer_interval", period) != period:
+        layers = f"by {config['no_rope_layer_interval']}"
+    if layers is not None and layers != expected:
+        raise UnsupportedError(
+            f"GGUF's smollm3 has no rotary positions in each {period}th layer; this checkpoint "
+            f"orders its layers {layers}"
         )
 
 

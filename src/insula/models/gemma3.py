@@ -54,7 +54,7 @@ def graph(ckpt: Checkpoint) -> Graph:
     local_freqs = rope.plain(d.n_rot, local_base)
     window = ckpt.integer("attention.sliding_window", 0, low=0) or None
     period = ckpt.integer("attention.sliding_window_pattern", 6)
-    scale = _attention_scale(ckpt, d)
+    scale = attention_scale(ckpt, d, layers_of_27b=LAYERS_OF_27B)
     turn = partial(Rope, head_dim=d.head_dim, style="neox")
 
     embedding = ckpt.tensor("token_embd.weight", d.n_vocab, d.n_embd)
@@ -119,9 +119,9 @@ def graph(ckpt: Checkpoint) -> Graph:
     )
 
 
-def _attention_scale(ckpt: Checkpoint, d: Dims) -> float:
+def attention_scale(ckpt: Checkpoint, d: Dims, *, layers_of_27b: int) -> float:
     """1 / sqrt(query_pre_attn_scalar), by attention.scale if a file states it."""
     if ckpt.has("attention.scale"):
         return ckpt.number("attention.scale")
-    scalar = d.n_embd / d.heads if d.n_layers == LAYERS_OF_27B else d.head_dim
+    scalar = d.n_embd / d.heads if d.n_layers == layers_of_27b else d.head_dim
     return 1 / math.sqrt(scalar)

@@ -2,12 +2,14 @@
 
 RMS norm, rotary positions, grouped-query attention, SwiGLU (arXiv:2302.13971, 2307.09288).
 GGUF stores the query and key rows permuted so that each rotated pair is adjacent: style "norm".
+Qwen2 (arXiv:2407.10671) is the same block unpermuted, style "neox", with biases for q, k and v.
 Refused: experts (Mixtral), and every key that would change the maths.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 from insula.models import rope
 from insula.models.blocks import Block, buffers
@@ -34,6 +36,7 @@ CHANGES_THE_MATHS = (
     "embedding_scale",
     "residual_scale",
     "logit_scale",
+    "pooling_type",
 )
 
 HARMLESS = {
@@ -43,14 +46,14 @@ HARMLESS = {
 }
 
 
-def graph(ckpt: Checkpoint) -> Graph:
-    """The op list of a llama checkpoint."""
+def graph(ckpt: Checkpoint, *, style: Literal["norm", "neox"] = "norm") -> Graph:
+    """The op list of a llama checkpoint, or of another one that differs in the rotation's style."""
     ckpt.refuse(*CHANGES_THE_MATHS)
     d = ckpt.dims()
     freqs, mscale = rope.from_checkpoint(
         ckpt, n_rot=d.n_rot, base=ckpt.number("rope.freq_base", 10000.0)
     )
-    turn = partial(Rope, head_dim=d.head_dim, freqs=freqs, style="norm", mscale=mscale)
+    turn = partial(Rope, head_dim=d.head_dim, freqs=freqs, style=style, mscale=mscale)
 
     embedding = ckpt.tensor("token_embd.weight", d.n_vocab, d.n_embd)
     ops: list[Op] = [Embed(dst="x", weight=embedding)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insula.errors import UnsupportedError
-from insula.models import gemma3, llama, qwen3
+from insula.models import gemma2, gemma3, granite, llama, olmo2, qwen3, smollm3
 from insula.models.checkpoint import OTHER_BACKEND, Checkpoint, TensorShape
 from insula.ops.graph import Graph
 
@@ -34,8 +35,15 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
                 graph=llama.graph,
                 models="Llama 1-3.x, Mistral, SmolLM2, TinyLlama and their kin",
             ),
+            Architecture(
+                name="qwen2", graph=partial(llama.graph, style="neox"), models="Qwen2, Qwen2.5"
+            ),
             Architecture(name="qwen3", graph=qwen3.graph, models="Qwen3, dense"),
+            Architecture(name="gemma2", graph=gemma2.graph, models="Gemma 2"),
             Architecture(name="gemma3", graph=gemma3.graph, models="Gemma 3, text"),
+            Architecture(name="granite", graph=granite.graph, models="Granite 3, dense"),
+            Architecture(name="smollm3", graph=smollm3.graph, models="SmolLM3"),
+            Architecture(name="olmo2", graph=olmo2.graph, models="OLMo 2"),
         )
     }
 )
