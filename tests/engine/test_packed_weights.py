@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from golden import golden
 from insula import LLM
 from insula.engine import packed_weights
 from insula.engine.packed_weights import open_packed, sweep
 from insula.engine.runner import NativeRunner, matrices
 from insula.errors import ConfigError, FormatError, ResourceError
 from insula.models.load import open_model
+from insula.models.quantize import quantize_file
+from insula.ops.reference import forward
 
 GREEDY = {"max_tokens": 12, "temperature": 0.0, "ignore_eos": True}
 IDS = [5, 6, 7, 8]
@@ -46,6 +49,17 @@ def logits(r: NativeRunner) -> np.ndarray:
 def packed_file(home: Path) -> Path:
     (found,) = (home / "packed").iterdir()
     return found
+
+
+def test_tensors_that_are_used_by_rows(tmp_path, home) -> None:
+    path = tmp_path / "q8.gguf"
+    quantize_file(golden.load("phi").write(tmp_path), path, "Q8_0", pure=True)
+    expected = logits(runner(path, None))
+    assert np.array_equal(logits(runner(path, home)), expected)
+    with open_model(path) as model:
+        assert any(name.endswith("]") for name in matrices(model.graph))
+        exact = forward(model.graph, model.gguf, np.arange(70))
+    assert np.abs(expected - exact).mean() < 0.05 * exact.std()
 
 
 def test_the_same_bits_and_packed_once(tiny_model, home, monkeypatch) -> None:

@@ -83,6 +83,23 @@ def test_tensors_are_views_in_numpy_order(small: Path) -> None:
             file.data("t.f33")
 
 
+@pytest.mark.parametrize("name", ["t.f32", "t.q8_0"])
+def test_rows_of_a_tensor_are_a_view_too(small: Path, name: str) -> None:
+    with GGUFFile.open(small) as file:
+        whole = file.dequantize(name)
+        for start, stop in ((0, 1), (1, 2), (0, 2)):
+            part = f"{name}[{start}:{stop}]"
+            assert file.info(part).name == part
+            assert np.shares_memory(file.data(part), file.data(name))
+            np.testing.assert_array_equal(file.dequantize(part), whole[start:stop])
+        for wrong in ("[1:1]", "[2:3]", "[1:0]", "[0:3]"):
+            with pytest.raises(NotFoundError, match="no rows"):
+                file.info(name + wrong)
+        for wrong in ("[-1:1]", "[:]", "[0:1", "[0:1][0:1]", "x[0:1]"):
+            with pytest.raises(NotFoundError, match="no tensor"):
+                file.info(name + wrong)
+
+
 def test_version_2_is_read(tmp_path: Path) -> None:
     path = tmp_path / "two.gguf"
     path.write_bytes(raw.file([raw.u32("x", 7)], version=2))

@@ -167,6 +167,19 @@ CASES = {
         n_tokens=70,
         seed=14,
     ),
+    "phi": Case(  # llama.cpp wants certain tokens of a model that is named phi3
+        config="Phi3Config",
+        settings={"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64},
+        n_tokens=70,
+        seed=15,
+    ),
+    "phi-window": Case(
+        config="Phi3Config",
+        settings={"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64}
+        | {"sliding_window": 12, "num_key_value_heads": 4, "tie_word_embeddings": True},
+        n_tokens=40,
+        seed=16,
+    ),
     "gemma3": Case(
         config="Gemma3TextConfig",
         settings={

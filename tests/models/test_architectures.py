@@ -10,7 +10,7 @@ import pytest
 from insula.errors import FormatError, UnsupportedError
 from insula.models import rope
 from insula.models.registry import ARCHITECTURES, build_graph
-from insula.ops.graph import Attention, Embed, Logits, Norm, Rope, Scale
+from insula.ops.graph import Attention, Embed, Linear, Logits, Norm, Rope, Scale
 
 N_VOCAB, D, FF, HEADS, KV_HEADS, LAYERS = 40, 32, 48, 4, 2, 7
 
@@ -51,6 +51,11 @@ class Source:
                 del shapes[f"blk.{i}.attn_norm.weight"], shapes[f"blk.{i}.ffn_norm.weight"]
                 shapes[f"blk.{i}.attn_q_norm.weight"] = (D,)
                 shapes[f"blk.{i}.attn_k_norm.weight"] = (KV_HEADS * head,)
+            if arch == "phi3":  # one tensor for q, k and v, one for gate and up
+                for name in ("attn_q", "attn_k", "attn_v", "ffn_gate"):
+                    del shapes[f"blk.{i}.{name}.weight"]
+                shapes[f"blk.{i}.attn_qkv.weight"] = (D + 2 * KV_HEADS * head, D)
+                shapes[f"blk.{i}.ffn_up.weight"] = (2 * FF, D)
             if arch in ("qwen3", "gemma3"):
                 shapes[f"blk.{i}.attn_q_norm.weight"] = (head,)
                 shapes[f"blk.{i}.attn_k_norm.weight"] = (head,)
@@ -189,6 +194,7 @@ def test_an_architecture_without_a_name(value):
         ("granite", "expert_count", 32),
         ("smollm3", "attention.sliding_window", 4096),
         ("olmo2", "attention.sliding_window", 4096),
+        ("phi3", "expert_count", 16),
         ("gemma3", "attn_logit_softcapping", 50.0),
     ],
 )
@@ -348,6 +354,35 @@ def test_every_fourth_layer_of_smollm3_has_no_positions():
     ops = [op for op in build_graph(Source("smollm3")).ops if isinstance(op, Rope | Attention)]
     turned = [isinstance(ops[i - 1], Rope) for i, op in enumerate(ops) if isinstance(op, Attention)]
     assert turned == [True, True, True, False, True, True, True]
+
+
+def test_phi3_uses_its_fused_tensors_by_rows():
+    source = Source("phi3")
+    names = [op.weight for op in ops_of(build_graph(source), Linear)][:6]
+    assert names == [
+        "blk.0.attn_qkv.weight[0:32]",
+        "blk.0.attn_qkv.weight[32:48]",
+        "blk.0.attn_qkv.weight[48:64]",
+        "blk.0.attn_output.weight",
+        "blk.0.ffn_up.weight[0:48]",
+        "blk.0.ffn_up.weight[48:96]",
+    ]
+    assert ops_of(build_graph(source), Attention)[0].window is None
+    source.metadata["phi3.attention.sliding_window"] = 16
+    graph = build_graph(source)
+    assert {op.window for op in ops_of(graph, Attention)} == {16}
+    assert {slot.window for slot in graph.slots} == {16}
+
+
+def test_longrope_is_refused_by_its_tensors_and_by_its_name():
+    source = Source("phi3")
+    source.add("rope_factors_long.weight", np.ones(4))
+    with pytest.raises(UnsupportedError, match="rope_factors_long"):
+        build_graph(source)
+    source = Source("phi3")
+    source.metadata["phi3.rope.scaling.type"] = "longrope"
+    with pytest.raises(UnsupportedError, match="longrope"):
+        build_graph(source)
 
 
 def test_ollamas_names_of_gemmas_rotary_bases():

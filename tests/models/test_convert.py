@@ -246,6 +246,7 @@ def test_both_ways_of_writing_rotary_scaling(tmp_path):
         {"architectures": "LlamaForCausalLM"},
         {"hidden_act": "gelu"},
         {"partial_rotary_factor": 0.5},
+        {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
         {"sliding_window": 64},
         {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
         {"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 0.7}

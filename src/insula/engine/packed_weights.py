@@ -133,7 +133,7 @@ def _plan(gguf: GGUFFile, names: Iterable[str]) -> list[Packed]:
     """Places from 0 on; the head's length is added when it is known."""
     at, found = 0, []
     for name in names:
-        info = gguf.tensors[name]
+        info = gguf.info(name)
         rows, columns = info.shape
         try:
             nbytes = _native.Model.packed_bytes(int(info.type), rows, columns)

@@ -158,7 +158,7 @@ class NativeRunner:
 
         def weight(name: str) -> int:
             if name not in weights:
-                info = gguf.tensors[name]
+                info = gguf.info(name)
                 rows, cols = info.shape
                 if self._packed is not None:
                     at = self._model.add_packed(int(info.type), rows, cols, self._packed.data(name))

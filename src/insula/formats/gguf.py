@@ -12,6 +12,7 @@ Spec: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ _INTEGERS: dict[GGMLType, str] = {
     GGMLType.I64: "<i8",
     GGMLType.F64: "<f8",
 }
+
+
+_ROWS = re.compile(r"(.+)\[([0-9]{1,12}):([0-9]{1,12})\]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,10 +143,16 @@ class GGUFFile:
         check_intact(self._mapping, self.path)
 
     def info(self, name: str) -> TensorInfo:
-        """The entry of tensor `name`; NotFoundError names the closest that is there."""
+        """The entry of tensor `name`; NotFoundError names the closest that is there.
+
+        `name[a:b]` is an entry for the rows a to b - 1, which lie together in the file.
+        """
         try:
             return self.tensors[name]
         except KeyError:
+            part = _ROWS.fullmatch(name)
+            if part and part[1] in self.tensors:
+                return _rows(self.tensors[part[1]], int(part[2]), int(part[3]))
             close = get_close_matches(name, self.tensors, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise NotFoundError(f"{self.path.name} has no tensor {name!r}{hint}") from None
@@ -188,6 +198,20 @@ class GGUFFile:
         except KeyError:
             raise NotFoundError(f"{self.path.name} has no metadata {key!r}") from None
         return kind, self._bytes[start:end].tobytes()
+
+
+def _rows(info: TensorInfo, start: int, stop: int) -> TensorInfo:
+    count = info.shape[0]
+    if len(info.shape) < 2 or not start < stop <= count:
+        raise NotFoundError(f"tensor {info.name!r} has no rows {start}:{stop}; shape {info.shape}")
+    row = info.nbytes // count
+    return TensorInfo(
+        name=f"{info.name}[{start}:{stop}]",
+        type=info.type,
+        shape=(stop - start, *info.shape[1:]),
+        offset=info.offset + start * row,
+        nbytes=(stop - start) * row,
+    )
 
 
 def _read_header(cursor: Cursor, path: Path) -> int:

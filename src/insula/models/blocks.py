@@ -7,7 +7,7 @@ stays in their files. Every name is checked for presence and shape as the op is 
 from __future__ import annotations
 
 from insula.models.checkpoint import Checkpoint, Dims
-from insula.ops.graph import Linear, Norm
+from insula.ops.graph import Linear, Norm, rows_of
 
 
 class Block:
@@ -26,6 +26,13 @@ class Block:
             weight=self._ckpt.tensor(f"{self._prefix}.{name}.weight", out, width),
             bias=self._ckpt.optional(f"{self._prefix}.{name}.bias", out),
         )
+
+    def part(
+        self, dst: str, src: str, name: str, *, rows: tuple[int, int], of: int, width: int
+    ) -> Linear:
+        """`linear` by some rows of <name>.weight, which has `of` of them."""
+        weight = self._ckpt.tensor(f"{self._prefix}.{name}.weight", of, width)
+        return Linear(dst=dst, src=src, weight=rows_of(weight, *rows))
 
     def norm(self, dst: str, src: str, name: str, *, width: int, heads: int = 1) -> Norm:
         """RMS norm by <name>.weight, which has `width` entries, over each of `heads` parts."""

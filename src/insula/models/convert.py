@@ -82,6 +82,10 @@ GEMMA3 = Rules(arch="gemma3", block={**GEMMA_BLOCK, **HEAD_NORMS}, norm_offset=1
 GRANITE = Rules(arch="granite", block=PRE_NORM, permute=True)
 SMOLLM3 = Rules(arch="smollm3", block=PRE_NORM, permute=True)
 OLMO2 = Rules(arch="olmo2", block={**BLOCK, **HEAD_NORMS, **POST_NORMS})
+PHI3 = Rules(
+    arch="phi3",
+    block={**PRE_NORM, "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
+)
 
 #: config.json's architectures[0] -> rules
 RULES: Mapping[str, Rules] = MappingProxyType(
@@ -96,6 +100,7 @@ RULES: Mapping[str, Rules] = MappingProxyType(
         "GraniteForCausalLM": GRANITE,
         "SmolLM3ForCausalLM": SMOLLM3,
         "Olmo2ForCausalLM": OLMO2,
+        "Phi3ForCausalLM": PHI3,
     }
 )
 

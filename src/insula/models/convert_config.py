@@ -24,7 +24,8 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
     """GGUF keys (without the architecture's prefix) and values for a checkpoint's config."""
     heads = _need(config, "num_attention_heads")
     head_dim = config.get("head_dim") or _need(config, "hidden_size") // heads
-    if not math.isclose(config.get("partial_rotary_factor") or 1.0, 1.0):
+    partial = config.get("partial_rotary_factor") or _rope(config).get("partial_rotary_factor")
+    if not math.isclose(partial or 1.0, 1.0):
         raise UnsupportedError("partial_rotary_factor has no counterpart in the converter yet")
     meta: dict[str, Any] = {
         "context_length": _need(config, "max_position_embeddings"),
@@ -48,8 +49,11 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
             meta |= _granite(config)
         case "smollm3":
             _refuse_other_positions(config)
+        case "phi3":
+            meta["attention.sliding_window"] = config.get("sliding_window") or 0
     _only(config, "hidden_act", "silu")
-    _refuse_windows(config)
+    if arch != "phi3":
+        _refuse_windows(config)
     return meta | _rope_metadata(_rope(config))
 
 

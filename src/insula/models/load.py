@@ -189,7 +189,7 @@ def weight_names(graph: Graph) -> list[str]:
 
 def _check_formats(graph: Graph, gguf: GGUFFile) -> None:
     for name in weight_names(graph):
-        found = gguf.tensors[name].type
+        found = gguf.info(name).type
         if found not in NATIVE_FORMATS:
             known = ", ".join(sorted(t.name for t in NATIVE_FORMATS))
             raise UnsupportedError(

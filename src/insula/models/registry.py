@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insula.errors import UnsupportedError
-from insula.models import gemma2, gemma3, granite, llama, olmo2, qwen3, smollm3
+from insula.models import gemma2, gemma3, granite, llama, olmo2, phi3, qwen3, smollm3
 from insula.models.checkpoint import OTHER_BACKEND, Checkpoint, TensorShape
 from insula.ops.graph import Graph
 
@@ -44,6 +44,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             Architecture(name="granite", graph=granite.graph, models="Granite 3, dense"),
             Architecture(name="smollm3", graph=smollm3.graph, models="SmolLM3"),
             Architecture(name="olmo2", graph=olmo2.graph, models="OLMo 2"),
+            Architecture(name="phi3", graph=phi3.graph, models="Phi-3, Phi-4, without longrope"),
         )
     }
 )

@@ -6,6 +6,7 @@ They know these ops and nothing about models.
 
 Buffers are named float32 activations of a fixed width, one row per token (x_TD: tokens x dim).
 Weights are GGUF tensor names; a `Linear` weight is [out, in] and computes dst = src @ weight.T.
+`name[a:b]` names the rows a to b - 1 of a tensor, for files that store several weights as one.
 Ops act on each row alone, except `Attention`, which also reads the state slot of its sequence.
 """
 
@@ -16,6 +17,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def rows_of(weight: str, start: int, stop: int) -> str:
+    """The name of some of a tensor's rows."""
+    return f"{weight}[{start}:{stop}]"
 
 
 @dataclass(frozen=True, kw_only=True)
