@@ -176,6 +176,8 @@ def test_a_scale_that_llamacpp_would_not_read_is_noted(tmp_path):
     config = GEMMA | {"query_pre_attn_scalar": 9}
     notes = convert(save(tmp_path / "model", gemma_weights(), config), tmp_path / "out.gguf")
     assert "attention.scale" in notes[0]
+    folder = save(tmp_path / "gemma2", gemma2_weights(), GEMMA2 | {"query_pre_attn_scalar": 9})
+    assert "attention.scale" in convert(folder, tmp_path / "gemma2.gguf")[0]
 
 
 def test_a_multimodal_gemma_loses_its_eyes_and_says_so(tmp_path):
