@@ -121,12 +121,12 @@ Logits step(Model &m, Ints tokens, Ints positions, Ints rows, std::vector<Ints> 
   return Logits(out, {R, V}, owner);
 }
 
-uint64_t save_page(Model &m, int page, OutBytes out) {
+uint64_t save_page(Model &m, int page, int tokens, OutBytes out) {
   if (out.shape(0) != m.page_bytes())
     throw std::invalid_argument("a page has " + std::to_string(m.page_bytes()) + " bytes, not " +
                                 std::to_string(out.shape(0)));
   nb::gil_scoped_release release;
-  return m.save_page(page, out.data());
+  return m.save_page(page, tokens, out.data());
 }
 
 nb::list load_pages(Model &m, const std::vector<int> &pages, const std::vector<int> &files,
@@ -205,8 +205,9 @@ void bind_engine(nb::module_ &m) {
       .def("copy_page", &Model::copy_page, nb::arg("src"), nb::arg("dst"))
       .def("populate", &Model::populate, nb::arg("pages"), nb::call_guard<nb::gil_scoped_release>(),
            "Memory for the first pages now, and not when they are first written.")
-      .def("save_page", &save_page, nb::arg("page"), nb::arg("out"),
-           "Copy a page's bytes to uint8[page_bytes]; returns their checksum.")
+      .def("save_page", &save_page, nb::arg("page"), nb::arg("tokens"), nb::arg("out"),
+           "Copy a page's bytes to uint8[page_bytes], zeros from position `tokens` on; their "
+           "checksum.")
       .def("load_pages", &load_pages, nb::arg("pages"), nb::arg("files"), nb::arg("offset"),
            "Fill pages from descriptors; each one's checksum, None if it could not be read.")
       .def_prop_ro("n_vocab", &Model::n_vocab)

@@ -73,7 +73,8 @@ public:
   // Memory for the first pages now, and not when they are first written.
   void populate(int pages);
   // A page's bytes, slot after slot, to out[page_bytes]; returns their checksum (page_io.h).
-  uint64_t save_page(int page, uint8_t *out);
+  // Positions from `tokens` on, which may hold somebody else's, come out as zeros.
+  uint64_t save_page(int page, int tokens, uint8_t *out);
   // Fills pages with the bytes at `offset` of open files, on all threads. sums: of what was read;
   // a page whose file ends too soon or cannot be read is false, and holds anything.
   std::vector<bool> load_pages(const std::vector<int> &pages, const std::vector<int> &files,

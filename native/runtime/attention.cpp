@@ -32,6 +32,9 @@ void Executor::plan_attention() {
       floats = std::max(floats,
                         static_cast<size_t>(a.heads) * static_cast<size_t>(pad16(a.head_dim) + 2));
     }
+  split_ = false;
+  if (!floats)
+    return;
   const int most = (longest_ + kAttnChunk - 1) / kAttnChunk;
   const bool alone = static_cast<int>(spans_.size()) == b_->T;
   split_ = alone && most > 1 && b_->T * heads < 8 * pool_.size();
@@ -213,6 +216,8 @@ void Executor::attend(const Op &a, int thread, const Span &s, int row0, int n, i
   for (int c = first_chunk(a, row0); c <= last; ++c) {
     if (c < kept) {
       for (int i = 0; i < n * G; ++i) {
+        if (c < first_chunk(a, row0 + i / G))
+          continue; // behind this row's window: perhaps nobody computed it
         const float *in = partial(a, s.slot + row0 - s.first + i / G, c, head);
         const int g = i % G;
         s_.kernels->attn_merge(m + i, l + i, o + i * hp, in + g, in + G + g, in + 2 * G + g * hp,

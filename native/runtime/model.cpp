@@ -28,6 +28,29 @@ Weight shape_of(int type, int rows, int cols) {
   return w;
 }
 
+// Zeros for the positions from `from` on in a page of one head (kernels/table.h has the layout).
+void clear_positions(KVType type, int head_dim, int from, uint8_t *page) {
+  const size_t width = type == KVType::F32 ? 4 : type == KVType::F16 ? 2 : 1;
+  const size_t n = kPageTokens, hd = static_cast<size_t>(head_dim), at = static_cast<size_t>(from);
+  const size_t hp = static_cast<size_t>(pad16(head_dim)), blocks = kv_blocks(head_dim);
+  // In groups of 16 positions, each of `rows` rows of 16 values.
+  auto groups = [&](uint8_t *p, size_t rows, size_t size) {
+    for (size_t g = 0; g < n / 16; ++g)
+      for (size_t r = 0; r < rows; ++r) {
+        const size_t keep = at > g * 16 ? std::min<size_t>(16, at - g * 16) : 0;
+        std::memset(p + ((g * rows + r) * 16 + keep) * size, 0, (16 - keep) * size);
+      }
+  };
+  groups(page, hd, width);
+  uint8_t *values = page + n * hd * width;
+  std::memset(values + at * hp * width, 0, (n - at) * hp * width);
+  if (type == KVType::I8) {
+    uint8_t *scales = values + n * hp;
+    groups(scales, blocks, 2);
+    groups(scales + n * blocks * 2, blocks, 2);
+  }
+}
+
 } // namespace
 
 struct Model::Impl {
@@ -235,7 +258,7 @@ void Model::populate(int pages) {
   });
 }
 
-uint64_t Model::save_page(int page, uint8_t *out) {
+uint64_t Model::save_page(int page, int tokens, uint8_t *out) {
   std::lock_guard<std::mutex> lock(impl_->mutex);
   const std::vector<Run> runs = impl_->runs(page);
   size_t bytes = 0;
@@ -243,7 +266,21 @@ uint64_t Model::save_page(int page, uint8_t *out) {
     bytes += r.bytes;
   if (bytes != page_bytes())
     fail("a page's runs and its size disagree");
-  return copy_out(runs, out);
+  if (tokens < 1 || tokens > kPageTokens)
+    fail("a page has 1 to " + std::to_string(kPageTokens) + " tokens");
+  const uint64_t sum = copy_out(runs, out);
+  if (tokens == kPageTokens)
+    return sum;
+  const State &s = impl_->s;
+  std::vector<Run> copied;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    for (int h = 0; h < s.slots[i].kv_heads; ++h)
+      clear_positions(s.kv_type, s.slots[i].head_dim, tokens,
+                      out + static_cast<size_t>(h) * s.head_bytes[i]);
+    copied.push_back({out, runs[i].bytes});
+    out += runs[i].bytes;
+  }
+  return checksum(copied);
 }
 
 std::vector<bool> Model::load_pages(const std::vector<int> &pages, const std::vector<int> &files,

@@ -53,6 +53,13 @@ template <bool kCopy> uint64_t pass(const uint8_t *data, size_t bytes, uint8_t *
 
 uint64_t checksum(const uint8_t *data, size_t bytes) { return pass<false>(data, bytes, nullptr); }
 
+uint64_t checksum(const std::vector<Run> &runs) {
+  uint64_t sum = 0;
+  for (const Run &r : runs)
+    sum = mix(sum, checksum(r.data, r.bytes));
+  return sum;
+}
+
 uint64_t copy_out(const std::vector<Run> &runs, uint8_t *out) {
   uint64_t sum = 0;
   for (const Run &r : runs) {

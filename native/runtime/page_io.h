@@ -16,6 +16,9 @@ struct Run {
 // shows; more of them go unseen with a chance of about 2^-64.
 uint64_t checksum(const uint8_t *data, size_t bytes);
 
+// The same of runs, as the two below give it.
+uint64_t checksum(const std::vector<Run> &runs);
+
 // Copies the runs to `out`, one after the other; returns their checksum.
 uint64_t copy_out(const std::vector<Run> &runs, uint8_t *out);
 

@@ -190,7 +190,7 @@ int pages_come_back() {
   std::vector<int> to, descriptors;
   for (int i = 0; i < kPages; ++i) {
     std::vector<uint8_t> &page = out[static_cast<size_t>(i)];
-    sums.push_back(a.save_page(i, page.data()));
+    sums.push_back(a.save_page(i, kPageTokens, page.data()));
     std::FILE *f = files.emplace_back(std::tmpfile());
     std::fwrite(page.data(), 1, kHead, f);                      // a head
     std::fwrite(page.data(), 1, i == 4 ? bytes - 1 : bytes, f); // the fifth is cut short
@@ -205,11 +205,12 @@ int pages_come_back() {
       continue;
     std::vector<uint8_t> again(bytes);
     CHECK(found[i] == sums[i], "page %zu has another checksum", i);
-    CHECK(b.save_page(to[i], again.data()) == sums[i] && again == out[i], "page %zu differs", i);
+    CHECK(b.save_page(to[i], kPageTokens, again.data()) == sums[i] && again == out[i],
+          "page %zu differs", i);
   }
   for (std::FILE *f : files)
     std::fclose(f);
-  CHECK(refused([&] { a.save_page(24, out[0].data()); }), "a page that is not there");
+  CHECK(refused([&] { a.save_page(24, kPageTokens, out[0].data()); }), "a page that is not there");
   CHECK(refused([&] { a.load_pages({0, 1}, {0}, 0, found); }), "two pages from one file");
   CHECK(refused([&] { a.load_pages({-1}, {0}, 0, found); }), "page -1");
   return kPages;

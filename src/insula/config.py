@@ -24,6 +24,7 @@ ISAS = (
     *("neon", "neon-dotprod", "neon-i8mm"),
 )
 
+_MOST_BYTES = 1 << 63
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 
@@ -76,7 +77,7 @@ def settings(env: Mapping[str, str] | None = None) -> Settings:
         threads=_count("INSULA_THREADS", get("INSULA_THREADS")),
         kv_memory=parse_size(kv_memory, name="INSULA_KV_MEMORY") if kv_memory else None,
         weights=_choice("INSULA_WEIGHTS", get("INSULA_WEIGHTS") or "memory", WEIGHTS),
-        cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
+        cache_dir=folder(cache_dir, name="INSULA_CACHE_DIR") if cache_dir else None,
         cache_dir_bytes=parse_size(cache_dir_bytes, name="INSULA_CACHE_DIR_BYTES")
         if cache_dir_bytes
         else None,
@@ -98,10 +99,25 @@ def parse_size(value: str | int, *, name: str = "size") -> int:
         match = _SIZE.fullmatch(str(value).strip())
         if match is None:
             raise ConfigError(f"{name}: found {value!r}; allowed is a size such as 512M or 2G")
-        size = int(float(match[1]) * _UNITS[match[2].upper()])
-    if size <= 0:
-        raise ConfigError(f"{name}: found {value!r}; a size must be more than 0")
+        amount = float(match[1]) * _UNITS[match[2].upper()]
+        size = int(amount) if amount < _MOST_BYTES else _MOST_BYTES
+    if not 0 < size < _MOST_BYTES:
+        found = str(value)[:40]
+        raise ConfigError(f"{name}: found {found!r}; a size must be more than 0 and below 8 EiB")
     return size
+
+
+def folder(value: object, *, name: str) -> Path:
+    """An absolute path from what a person gave, `~` included. Raises ConfigError."""
+    try:
+        path = os.fspath(value)  # type: ignore[call-overload]
+        if not isinstance(path, str) or not path or "\0" in path:
+            raise TypeError
+        os.fsencode(path)
+        return Path(path).expanduser().absolute()
+    except (TypeError, RuntimeError, UnicodeError):
+        found = repr(value)[:80]
+        raise ConfigError(f"{name}: found {found}; allowed is the path of a folder") from None
 
 
 def _home(home: str | None, xdg: str | None, local: str | None) -> Path:

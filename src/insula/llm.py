@@ -14,11 +14,10 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from insula.config import parse_size, settings
+from insula.config import folder, parse_size, settings
 from insula.engine.load import CACHE_DIR_BYTES, Options, load
 from insula.engine.options import samples, sampling_params
 from insula.engine.request import Handle, Request, TextEngine, Tokenizer
@@ -128,9 +127,9 @@ class LLM:
                 else draft.name,
                 draft=None if draft is None else draft.path,
                 draft_tokens=draft_tokens,
-                weights=weights or env.weights,
+                weights=env.weights if weights is None else weights,
                 home=env.home,
-                cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
+                cache_dir=None if cache_dir in (None, "") else folder(cache_dir, name="cache_dir"),
                 cache_dir_bytes=parse_size(cache_dir_bytes, name="cache_dir_bytes"),
             ),
         )

@@ -53,7 +53,7 @@ def test_the_tightest_group_counts(tmp_path):
         "a/b/memory.current": "100\n",
         "a/memory.max": "5000000\n",
         "a/memory.current": "3000000\n",
-        "a/memory.stat": "anon 1\ninactive_file 500000\nactive_file 9\n",
+        "a/memory.stat": "anon 1\ninactive_file 400000\nactive_file 100000\n",
     }
     memory = linux_memory(group(tmp_path, MEMINFO, "0::/a/b\n", files))
     assert (memory.limit, memory.available) == (5_000_000, 2_500_000)

@@ -47,8 +47,14 @@ def test_pull_list_show_rm(insula, hub, tiny, env):
     shown = json.loads(insula("show", "hf.co/some/tiny-GGUF", "--json").stdout)
     assert shown["sha256"] == model["sha256"]
 
+    ask = ("-t", "0", "--max-tokens", "2", "--raw", "hi")
+    done = insula("run", "hf.co/some/tiny-GGUF:F32", "--weights", "mmap", *ask)
+    assert done.returncode == 0, done.stderr
+    assert len(list((Path(env["INSULA_HOME"]) / "packed").glob("*.weights"))) == 1
+
     done = insula("rm", "hf.co/some/tiny-GGUF:F32")
     assert (done.returncode, done.stderr) == (0, "")
+    assert list((Path(env["INSULA_HOME"]) / "packed").iterdir()) == []
     assert store_files(env) == []
     assert "no model" in failed(insula("rm", "hf.co/some/tiny-GGUF:F32"), 1)
 

@@ -68,8 +68,9 @@ class PrefixRunner:
     def page_bytes(self) -> int:
         return 16 * self.page_size
 
-    def save_page(self, page: int, out) -> int:
+    def save_page(self, page: int, tokens: int, out) -> int:
         both = np.concatenate([self.tokens[page], self.positions[page]])
+        both.reshape(2, -1)[:, tokens:] = 0
         out[:] = both.view(np.uint8)
         return zlib.crc32(out)
 

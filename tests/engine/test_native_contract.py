@@ -152,3 +152,65 @@ def test_sequences_that_share_pages_read_them_together_to_the_same_bits(
             )
             assert np.array_equal(found, np.concatenate([alone[i] for i in batch]))
     runner.close()
+
+
+def test_windows_that_end_inside_a_shared_chunk(tmp_path) -> None:
+    """Rows whose windows have left the shared chunk beside rows whose windows have not, in blocks
+    that cut the sequences elsewhere than the shared reading does."""
+    rng = np.random.default_rng(0)
+    with open_model(golden.load("gemma3").write(tmp_path)) as model:
+        together, apart = (
+            NativeRunner(model.graph, model.gguf, n_pages=64, threads=2) for _ in range(2)
+        )
+    prefix = rng.integers(0, together.n_vocab, 256)
+    own = rng.integers(0, together.n_vocab, (3, 40))
+    tables = [np.array([0, 1, 2, 3, 4 + i], dtype=np.int32) for i in range(3)]
+
+    def alone(runner: NativeRunner, ids: np.ndarray, start: int, i: int) -> np.ndarray:
+        n = len(ids)
+        return runner.step(ids, np.arange(start, start + n), np.zeros(n), [tables[i]], np.arange(n))
+
+    starts, counts = (4, 2, 8), (5, 8, 8)
+    for runner in (together, apart):
+        alone(runner, prefix, 0, 0)
+        for i, start in enumerate(starts):
+            alone(runner, own[i, :start], 256, i)
+    parts = [own[i, s : s + n] for i, (s, n) in enumerate(zip(starts, counts, strict=True))]
+    found = together.step(
+        np.concatenate(parts),
+        np.concatenate([256 + np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)]),
+        np.repeat(np.arange(3), counts),
+        tables,
+        np.arange(sum(counts)),
+    )
+    expected = [alone(apart, part, 256 + starts[i], i) for i, part in enumerate(parts)]
+    assert np.array_equal(found, np.concatenate(expected))
+    together.close()
+    apart.close()
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "int8", "f32"])
+@pytest.mark.parametrize("tokens", [1, 15, 16, 40, 63])
+def test_a_saved_page_has_nothing_behind_its_tokens(tiny_model: Path, kv_type, tokens) -> None:
+    """What lay there before may be another request's, one that wanted to leave nothing."""
+    with open_model(tiny_model) as model:
+        runner = NativeRunner(model.graph, model.gguf, n_pages=2, threads=1, kv_type=kv_type)
+    table = [np.array([1], dtype=np.int32)]
+
+    def fill(seed: int, n: int) -> None:
+        ids = np.random.default_rng(seed).integers(2, 300, n)
+        runner.step(ids, np.arange(n), np.zeros(n), table, [])
+
+    saved = []
+    for secret in (1, 2):
+        fill(secret, 64)
+        fill(3, tokens)
+        page = np.empty(runner.page_bytes, dtype=np.uint8)
+        saved.append((runner.save_page(1, tokens, page), page))
+    assert saved[0][0] == saved[1][0]
+    assert np.array_equal(saved[0][1], saved[1][1])
+    whole = np.empty(runner.page_bytes, dtype=np.uint8)
+    runner.save_page(1, 64, whole)
+    kept = saved[0][1] != 0
+    assert np.array_equal(whole[kept], saved[0][1][kept])
+    runner.close()

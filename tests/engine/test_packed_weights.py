@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from golden import golden
-from insula import LLM
+from insula import LLM, _native
 from insula.engine import packed_weights
 from insula.engine.packed_weights import open_packed, sweep
 from insula.engine.runner import NativeRunner, matrices
@@ -47,7 +47,7 @@ def logits(r: NativeRunner) -> np.ndarray:
 
 
 def packed_file(home: Path) -> Path:
-    (found,) = (home / "packed").iterdir()
+    (found,) = (p for p in (home / "packed").iterdir() if p.suffix != ".lock")
     return found
 
 
@@ -161,11 +161,9 @@ def test_who_dies_while_packing_leaves_nothing_that_is_believed(tiny_model, home
     done = subprocess.run([sys.executable, "-c", code, str(tiny_model)], check=False)
     assert done.returncode == 9
     left = packed_file(home)
-    assert left.suffix != ".weights"
+    assert left.suffix == ".part"
     expected = logits(runner(tiny_model, None))
     assert np.array_equal(logits(runner(tiny_model, home)), expected)
-    os.utime(left, (1, 1))
-    assert sweep(home) > 0
     assert packed_file(home).suffix == ".weights"
 
 
@@ -200,8 +198,6 @@ def test_processes_share_one_copy(tiny_model, home) -> None:
 
 
 def test_a_tensor_that_the_kernels_do_not_know_is_told(tiny_model, home) -> None:
-    from insula import _native
-
     with open_model(tiny_model) as model:
         native = _native.Model("", 1)
         with pytest.raises(ValueError, match="has 64 bytes where"):
@@ -209,3 +205,45 @@ def test_a_tensor_that_the_kernels_do_not_know_is_told(tiny_model, home) -> None
         found = open_packed(home, native, model.gguf, matrices(model.graph), key=b"k")
         found.check()
         found.close()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), FormatError("cut short")])
+def test_what_stops_the_packing_is_what_is_told(tiny_model, home, monkeypatch, error) -> None:
+    class Stops:
+        def __getattr__(self, name: str):
+            if name == "checksum":
+                raise error
+            return getattr(_native, name)
+
+    monkeypatch.setattr(packed_weights, "_native", Stops())
+    with pytest.raises(type(error)):
+        runner(tiny_model, home)
+    assert list((home / "packed").iterdir()) == []
+
+
+def test_what_a_dead_process_left_goes_at_once(tiny_model, home) -> None:
+    runner(tiny_model, home).close()
+    left = packed_file(home).with_suffix(".part")
+    left.write_bytes(b"x" * 1000)
+    os.mkfifo(left.with_name("pipe.weights"))
+    left.with_name("deep.weights").write_bytes(b"no head")
+    assert sweep(home) == 1000 + len(b"no head")
+    assert not left.exists()
+
+
+def test_several_processes_make_one_file(tiny_model, home, tmp_path) -> None:
+    code = (
+        "import sys\n"
+        "from insula import LLM\n"
+        "from insula.engine import packed_weights as p\n"
+        "def told(*a, make=p._make):\n    print('made'); make(*a)\n"
+        "p._make = told\n"
+        "LLM(sys.argv[1], n_ctx=128, weights='mmap').close()\n"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(tiny_model)], stdout=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    said = [process.communicate(timeout=60)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert b"".join(said).count(b"made") == 1

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from insula.errors import ConfigError, FormatError, NotFoundError, ResourceError
-from insula.hub.lock import locked
 from insula.hub.store import Manifest, ModelStore
+from insula.security.lock import locked
 
 
 def manifest(name: str, data: bytes = b"GGUF one", **changes) -> Manifest:
@@ -187,7 +187,7 @@ def test_locks_exclude_across_threads_and_leave_no_file(tmp_path):
 def test_a_lock_dies_with_its_process(tmp_path):
     path = tmp_path / "lock"
     code = (
-        "import os, sys; from pathlib import Path; from insula.hub.lock import locked\n"
+        "import os, sys; from pathlib import Path; from insula.security.lock import locked\n"
         "with locked(Path(sys.argv[1])): os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9

@@ -34,10 +34,10 @@ def rm(
             raise ConfigError(text("rm.not_ours", name=name, program=program))
         entry = catalog.find(name)
         removed.append(store.remove(entry.name if entry is not None else name))
-        sweep(home())
         if not as_json:
             say(text("rm.removed", name=removed[-1].manifest.name, freed=size(removed[-1].freed)))
     pruned = store.prune() if unused else None
+    sweep(home())
     if as_json:
         say_json(
             {

@@ -35,14 +35,16 @@ class ContextPlan:
 
 def kv_bytes_per_token(graph: Graph, kv_type: str) -> int:
     """Keys and values of one position over all layers, in bytes."""
-    return sum(2 * slot.kv_heads * head_bytes(slot.head_dim, kv_type) for slot in graph.slots)
+    return sum(slot.kv_heads * head_bytes(slot.head_dim, kv_type) for slot in graph.slots)
 
 
 def head_bytes(head_dim: int, kv_type: str) -> int:
-    """One head's keys or values of one position. int8: with a float16 scale per 32 of them."""
+    """One head's key and value of one position, values in sixteens. int8: with a float16 scale per
+    32 dimensions of each."""
+    width = head_dim + -(-head_dim // 16) * 16
     if kv_type == "int8":
-        return head_dim + 2 * -(-head_dim // 32)
-    return {"f16": 2, "f32": 4}[kv_type] * head_dim
+        return width + 2 * 2 * -(-head_dim // 32)
+    return {"f16": 2, "f32": 4}[kv_type] * width
 
 
 def plan_context(
@@ -69,8 +71,9 @@ def plan_context(
         raise ResourceError(
             f"the model needs {_size(weights)} for its weights and {_size(OVERHEAD)} beside them, "
             f"and {_size(available or 0)} of memory are free; close other programs, or take a "
-            'smaller model, a smaller quantization of it, or weights="mmap", which reads them from '
-            "disk as they are needed"
+            "smaller model or a smaller quantization of it"
+            + (', or weights="mmap" with the native engine, which reads them from disk as needed')
+            * (weights > 0)
         )
     budget = kv_memory
     if budget is None:

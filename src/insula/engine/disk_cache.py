@@ -104,7 +104,7 @@ class DiskCache:
                 page = np.empty(self._files.page_bytes, dtype=np.uint8)
             except MemoryError:  # it may do without
                 continue
-            checksum = self._runner.save_page(node.page, page)
+            checksum = self._runner.save_page(node.page, len(node.tokens), page)
             self._writer.add(
                 _Job(
                     parent=self._key(node.parent), tokens=node.tokens, page=page, checksum=checksum

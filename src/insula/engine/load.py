@@ -142,6 +142,15 @@ def _own(
         weights=0 if mapped else weights,
     )
     notes = [*graph.notes, *plan.notes]
+    if choice.backend == "reference":
+        notes += [
+            f"the reference engine has no {name}"
+            for name, asked in (
+                ("weights=mmap", options.weights == "mmap"),
+                (f"kv_type {options.kv_type}", options.kv_type == "int8"),
+            )
+            if asked
+        ]
     if mapped and options.available is not None and weights > options.available:
         notes.append(
             f"the weights take {weights >> 20} MiB and {options.available >> 20} MiB of memory "

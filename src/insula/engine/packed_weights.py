@@ -8,10 +8,11 @@ The file: magic, length of the head, blake2b of the head, the head (JSON), then 
 multiples of 64 bytes, then a page that prefetching loops may run into.
 
 Invariants:
-- A file gets its name when it is whole (rename); who dies in the middle leaves another name.
+- A file is made by one process at a time (a lock) and gets its name when it is whole (rename);
+  what a dead one leaves has another name and goes at the next making.
 - Believed is only a file whose head is the one wanted (model, build of the core) and whose tensors
   have the checksums in it. Anything else is made anew.
-- A file whose model is gone goes too, at the next making. No other file is touched.
+- A file whose model is gone goes then too. No other file is touched.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import stat
 import struct
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -36,14 +37,13 @@ from insula import _native
 from insula.errors import FormatError, InsulaError, ResourceError
 from insula.formats.gguf import GGUFFile
 from insula.formats.mapped import check_intact, open_mapping, release
+from insula.security.lock import locked
 
 MAGIC = b"INSULAW1"
 _HEAD = struct.Struct("<8sQ32s")
 _ALIGN, _TAIL = 64, 8192
 _MOST_HEAD = 1 << 26
-_SUFFIX = ".weights"
-#: Who has not finished writing by then never will.
-_STALE_SECONDS = 24 * 3600.0
+_SUFFIX, _PART = ".weights", ".part"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +98,12 @@ def open_packed(
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = _open(path, wanted, key)
         if found is None:
-            sweep(folder)
-            _make(path, model, gguf, wanted, source, key)
-            found = _open(path, wanted, key)
+            with locked(path.with_suffix(".lock")):
+                found = _open(path, wanted, key)  # another process may have made it meanwhile
+                if found is None:
+                    sweep(folder)
+                    _make(path, model, gguf, wanted, source, key)
+                    found = _open(path, wanted, key)
     except OSError as error:
         raise ResourceError(
             f"packed weights cannot be kept in {path.parent}: {error.strerror or error}; "
@@ -116,17 +119,20 @@ def open_packed(
 def sweep(folder: Path) -> int:
     """Delete packed files whose model is gone, and unfinished ones. Returns bytes freed."""
     freed = 0
-    for path in (folder / "packed").glob("*" + _SUFFIX + "*"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            stat = path.lstat()
-            if path.suffix == _SUFFIX:
-                gone = not Path(_read_head(path)["source"]).exists()
-            else:
-                gone = stat.st_mtime < time.time() - _STALE_SECONDS
-            if gone:
+    for path in [*(folder / "packed").glob("*" + _SUFFIX), *(folder / "packed").glob("*" + _PART)]:
+        with suppress(OSError), locked(path.with_suffix(".lock"), wait=False):
+            found = path.lstat()
+            if stat.S_ISREG(found.st_mode) and (path.suffix == _PART or _has_no_model(path)):
                 path.unlink()
-                freed += stat.st_size
+                freed += found.st_size
     return freed
+
+
+def _has_no_model(path: Path) -> bool:
+    try:
+        return not Path(str(_read_head(path)["source"])).exists()
+    except (ValueError, KeyError):  # nor can it ever be used
+        return True
 
 
 def _plan(gguf: GGUFFile, names: Iterable[str]) -> list[Packed]:
@@ -172,7 +178,10 @@ def _read_head(path: Path) -> dict[str, Any]:
         raw = file.read(length)
     if blake2b(raw, digest_size=32).digest() != digest:
         raise ValueError("a damaged head")
-    found = json.loads(raw)
+    try:
+        found = json.loads(raw)
+    except RecursionError:
+        found = None
     if not isinstance(found, dict):
         raise ValueError("a damaged head")
     return found
@@ -230,29 +239,31 @@ def _make(
     """Pack into a new file and give it its name. Raises OSError or FormatError."""
     start = _data_start(_head(tensors, source, key))
     size = start + max((t.start + t.nbytes for t in tensors), default=0) + _TAIL
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}-{time.monotonic_ns()}")
+    unfinished = path.with_suffix(_PART)
+    with suppress(FileNotFoundError):  # of one who died
+        unfinished.unlink()
     file = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         _reserve(file, size)
-        with mmap.mmap(file, size) as mapping:
-            out = np.frombuffer(mapping, dtype=np.uint8)
-            done = []
-            for t in tensors:
-                place = out[start + t.start : start + t.start + t.nbytes]
-                model.pack(t.type, *t.shape, gguf.data(t.name), True, place)
-                done.append(replace(t, checksum=_native.checksum(place)))
-            gguf.check()
-            head = _head(done, source, key)
-            out[: len(head)] = np.frombuffer(head, dtype=np.uint8)
-            del place, out
-            mapping.flush()
+        # Not closed here: an error's traceback may still show arrays over it. The last one does.
+        mapping = mmap.mmap(file, size)
+        out: NDArray[np.uint8] = np.frombuffer(mapping, dtype=np.uint8)
+        done = []
+        for t in tensors:
+            place = out[start + t.start : start + t.start + t.nbytes]
+            model.pack(t.type, *t.shape, gguf.data(t.name), True, place)
+            done.append(replace(t, checksum=_native.checksum(place)))
+        gguf.check()
+        head = _head(done, source, key)
+        out[: len(head)] = np.frombuffer(head, dtype=np.uint8)
+        mapping.flush()
         os.fsync(file)
     except BaseException:
-        os.close(file)
         with suppress(OSError):
             unfinished.unlink()
         raise
-    os.close(file)
+    finally:
+        os.close(file)
     unfinished.replace(path)
 
 

@@ -172,8 +172,9 @@ class PageFiles:
                 unfinished.unlink()
             raise
         self._room -= size
-        if self._children is not None:
-            self._children[parent].add(key)
+        index = self._children
+        if index is not None:
+            index[parent].add(key)
 
     def _make_folder(self) -> None:
         self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -189,13 +190,15 @@ class PageFiles:
                 self._folder.chmod(0o700)
 
     def _index(self) -> dict[bytes, set[bytes]]:
-        if self._children is None:
-            self._children = defaultdict(set)
+        index = self._children
+        if index is None:
+            index = defaultdict(set)
             with suppress(OSError):
                 for path in self._folder.iterdir():
                     if name := _NAME.fullmatch(path.name):
-                        self._children[bytes.fromhex(name[1])].add(bytes.fromhex(name[2]))
-        return self._children
+                        index[bytes.fromhex(name[1])].add(bytes.fromhex(name[2]))
+            self._children = index
+        return index
 
     def _path(self, parent: bytes, key: bytes) -> Path:
         return self._folder / f"{parent.hex()}-{key.hex()}.page"
@@ -237,6 +240,7 @@ class PageFiles:
                     break
                 found.path.unlink(missing_ok=True)
                 total -= found.size
+        self._children = None  # to be listed anew: names do not pile up
         self._room = min(self.most_bytes - total, max(size, share))
 
 

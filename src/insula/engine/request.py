@@ -129,14 +129,15 @@ class Runner(Protocol):
 class PageRunner(Runner, Protocol):
     """A runner whose pages may leave memory and come back, bit for bit.
 
-    save_page: copies a page to out, uint8 [page_bytes], and returns the bytes' checksum.
+    save_page: copies a page to out, uint8 [page_bytes], with nothing of what lies behind its first
+    `tokens` positions, and returns the bytes' checksum.
     load_pages: fills pages with what lies at `offset` of files (descriptors); returns each one's
     checksum, or None for a file that ends too soon or cannot be read.
     """
 
     @property
     def page_bytes(self) -> int: ...
-    def save_page(self, page: int, out: NDArray[np.uint8]) -> int: ...
+    def save_page(self, page: int, tokens: int, out: NDArray[np.uint8]) -> int: ...
     def load_pages(
         self, pages: Sequence[int], files: Sequence[int], offset: int
     ) -> list[int | None]: ...

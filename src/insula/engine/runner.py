@@ -133,9 +133,10 @@ class NativeRunner:
         """Take the memory of the first pages now, and not when they are first written."""
         self._model.populate(min(pages, self.n_pages))
 
-    def save_page(self, page: int, out: NDArray[np.uint8]) -> int:
-        """Copy a page of every layer to out, uint8 [page_bytes]; the bytes' checksum."""
-        return self._model.save_page(page, out)
+    def save_page(self, page: int, tokens: int, out: NDArray[np.uint8]) -> int:
+        """Copy a page of every layer to out, uint8 [page_bytes], zeros behind its tokens, where
+        another request's may lie; the bytes' checksum."""
+        return self._model.save_page(page, tokens, out)
 
     def load_pages(
         self, pages: Sequence[int], files: Sequence[int], offset: int

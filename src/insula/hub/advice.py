@@ -74,12 +74,11 @@ def _group_limit(root: Path, total: int | None) -> tuple[int | None, int | None]
         # Version 1 says "none" by a number near 2^63.
         if total is not None and limit >= total:
             continue
-        # Cache of files that nobody has written to is given up when memory is asked for.
+        # The cache of files is given up when memory is asked for.
         with suppress(OSError, ValueError):
-            for line in (folder / "memory.stat").read_text().splitlines():
-                if line.split()[0] in ("inactive_file", "total_inactive_file"):
-                    used -= int(line.split()[1])
-                    break
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            for name in ("inactive_file", "active_file"):  # version 1 has totals over subgroups
+                used -= int(stat.get(f"total_{name}", stat.get(name, 0)))
         left = max(0, limit - max(0, used))
         if best[1] is None or left < best[1]:
             best = (limit, left)

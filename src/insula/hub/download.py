@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from insula.errors import ChecksumError, DownloadError, ResourceError
 from insula.hub import places
-from insula.hub.lock import locked
 from insula.hub.transport import Progress, Transfer, Transport
 from insula.locale import text
+from insula.security.lock import locked
 
 if TYPE_CHECKING:
     import httpx2

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from insula.errors import FormatError, NotFoundError, ResourceError
 from insula.hub import places
-from insula.hub.lock import locked
 from insula.hub.names import StoreName, parse_store_name
 from insula.locale import text
+from insula.security.lock import locked
 
 SCHEMA = 1
 _HEX = re.compile(r"[0-9a-f]{64}")

@@ -43,8 +43,11 @@ def _still_named(fd: int, path: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock on `path` for the block; `waiting` is called once if another has it."""
+def locked(
+    path: Path, *, wait: bool = True, waiting: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Hold the lock on `path` for the block; `waiting` is called once if another has it. Without
+    `wait` that is a BlockingIOError."""
     told = False
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -58,6 +61,8 @@ def locked(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator
             os.close(fd)
             raise
         os.close(fd)
+        if not wait:
+            raise BlockingIOError(f"{path} is locked")
         if waiting is not None and not told:
             told = True
             waiting()
