@@ -4,6 +4,7 @@
 // searched for, see search.h.
 #include "blocks.h"
 #include "quants.h"
+#include "scales.h"
 #include "search.h"
 
 #include <cstring>
@@ -16,8 +17,6 @@ constexpr Trial kTrials{-0.9f, 0.05f, 36};
 
 // Below this a scale's reciprocal overflows; the stored half is zero long before.
 float reciprocal(float d) { return std::fabs(d) > 1e-35f ? 1.0f / d : 0.0f; }
-
-bool infinite(Half half) { return (half.bytes[1] & 0x7c) == 0x7c; }
 
 // llama.cpp's weights where an importance is given: errors count more on large values, and on
 // columns that see large activations.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.qwen2_checkpoint import write_qwen2
+from backends.xverse_checkpoint import write_xverse
 from default_model import WHERE_TO_GET_IT, find_default_model
 from insula.engine.backends.llamacpp import LlamaCppEngine
 
@@ -15,13 +15,13 @@ xllamacpp = pytest.importorskip("xllamacpp", reason="the llamacpp extra is not i
 
 
 @pytest.fixture(scope="session")
-def qwen2_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_qwen2(tmp_path_factory.mktemp("qwen2") / "tiny-qwen2.gguf")
+def xverse_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_xverse(tmp_path_factory.mktemp("xverse") / "tiny-xverse.gguf")
 
 
 @pytest.fixture(scope="module")
-def qwen2(qwen2_path: Path) -> Iterator[LlamaCppEngine]:
-    with LlamaCppEngine(qwen2_path, n_ctx=256, threads=1) as engine:
+def xverse(xverse_path: Path) -> Iterator[LlamaCppEngine]:
+    with LlamaCppEngine(xverse_path, n_ctx=256, threads=1) as engine:
         yield engine
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.qwen2_checkpoint import write_llama_iq3
+from backends.xverse_checkpoint import write_llama_iq3
 from insula.engine.backends import CAPABILITIES, Choice, backends, choose, require
 from insula.engine.backends import base as base_module
 from insula.errors import ConfigError, FormatError, InsulaError, NotFoundError, UnsupportedError
@@ -48,21 +48,21 @@ def test_require_names_the_backend_and_who_can() -> None:
         require("native", "embeddings")
 
 
-def test_an_architecture_that_native_lacks_goes_to_llamacpp(qwen2_path: Path) -> None:
-    choice = choose(qwen2_path)
+def test_an_architecture_that_native_lacks_goes_to_llamacpp(xverse_path: Path) -> None:
+    choice = choose(xverse_path)
     assert choice.backend == "llamacpp"
-    assert "'qwen2'" in choice.reason
+    assert "'xverse'" in choice.reason
     assert "native cannot run this model" in choice.reason
     assert "pip install" not in choice.reason
 
 
 def test_without_any_backend_the_error_says_what_to_install(
-    qwen2_path: Path, without: Callable[[str], None]
+    xverse_path: Path, without: Callable[[str], None]
 ) -> None:
     without("llamacpp")
     with pytest.raises(UnsupportedError) as info:
-        choose(qwen2_path)
-    for part in ("qwen2", "native", "llamacpp is hidden"):
+        choose(xverse_path)
+    for part in ("xverse", "native", "llamacpp is hidden"):
         assert part in str(info.value)
 
 
@@ -74,20 +74,20 @@ def test_the_real_table_names_the_install_line(monkeypatch: pytest.MonkeyPatch) 
     assert "pip install 'insula[llamacpp]'" in row.why_not
 
 
-def test_asking_for_a_backend_by_name(qwen2_path: Path) -> None:
-    assert choose(qwen2_path, "llamacpp") == Choice(backend="llamacpp", reason="asked for")
-    with pytest.raises(UnsupportedError, match=r"native backend cannot run this qwen2.*llamacpp"):
-        choose(qwen2_path, "native")
+def test_asking_for_a_backend_by_name(xverse_path: Path) -> None:
+    assert choose(xverse_path, "llamacpp") == Choice(backend="llamacpp", reason="asked for")
+    with pytest.raises(UnsupportedError, match=r"native backend cannot run this xverse.*llamacpp"):
+        choose(xverse_path, "native")
     with pytest.raises(ConfigError, match="'vllm'; allowed: auto, native"):
-        choose(qwen2_path, "vllm")
+        choose(xverse_path, "vllm")
 
 
 def test_asking_for_a_backend_that_is_not_here(
-    qwen2_path: Path, without: Callable[[str], None]
+    xverse_path: Path, without: Callable[[str], None]
 ) -> None:
     without("llamacpp")
     with pytest.raises(UnsupportedError, match="llamacpp backend cannot run: llamacpp is hidden"):
-        choose(qwen2_path, "llamacpp")
+        choose(xverse_path, "llamacpp")
 
 
 @pytest.mark.parametrize(

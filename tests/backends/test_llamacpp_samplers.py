@@ -38,15 +38,15 @@ STATE = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": 3.0}
     ],
     ids=str,
 )
-def test_each_choice_is_one_of_ours(qwen2: LlamaCppEngine, options: dict[str, Any]) -> None:
+def test_each_choice_is_one_of_ours(xverse: LlamaCppEngine, options: dict[str, Any]) -> None:
     params = SamplingParams(
         **options, max_tokens=60, seed=4, logprobs=266, ignore_eos=True, logit_bias=LETTERS
     )
-    prompt = tuple(qwen2.tokenizer.encode("the abc abd abc"))
-    answer = qwen2.submit(Request(ids=prompt, params=params)).result()
+    prompt = tuple(xverse.tokenizer.encode("the abc abd abc"))
+    answer = xverse.submit(Request(ids=prompt, params=params)).result()
     assert answer.logprobs is not None
     assert len(answer.token_ids) == 60
-    breakers = BreakerTable(qwen2.tokenizer).find(params.dry_sequence_breakers)
+    breakers = BreakerTable(xverse.tokenizer).find(params.dry_sequence_breakers)
     sampler = Sampler(params, breakers=breakers)
     history, mu, widths = list(prompt), None, set()
     for position, (token, scored) in enumerate(zip(answer.token_ids, answer.logprobs, strict=True)):
@@ -68,4 +68,4 @@ def test_each_choice_is_one_of_ours(qwen2: LlamaCppEngine, options: dict[str, An
         assert widths == {1}
     if params.temperature == 0:
         plain = SamplingParams(temperature=0.0, max_tokens=60, logit_bias=LETTERS, ignore_eos=True)
-        assert qwen2.submit(Request(ids=prompt, params=plain)).result().text != answer.text
+        assert xverse.submit(Request(ids=prompt, params=plain)).result().text != answer.text

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backends.qwen2_checkpoint import write_qwen2
+from backends.xverse_checkpoint import write_xverse
 from insula import LLM
 from insula.engine.backends.llamacpp_tokenizer import LlamaCppTokenizer
 from insula.errors import TokenizerError, UnsupportedError
@@ -16,22 +16,22 @@ from insula.tokenizer import Tokenizer
 PLAIN = {"temperature": 0.0, "max_tokens": 8}
 
 
-def test_auto_takes_llamacpp_and_the_report_says_why(qwen2_path: Path) -> None:
-    with LLM(qwen2_path, n_ctx=128, n_threads=1) as llm:
+def test_auto_takes_llamacpp_and_the_report_says_why(xverse_path: Path) -> None:
+    with LLM(xverse_path, n_ctx=128, n_threads=1) as llm:
         info = llm.model_info
-        assert (info.engine, info.arch) == ("llamacpp", "qwen2")
-        assert "'qwen2'" in info.engine_reason
+        assert (info.engine, info.arch) == ("llamacpp", "xverse")
+        assert "'xverse'" in info.engine_reason
         report = llm.generate("the inner", **PLAIN).report
         assert (report.engine, report.engine_reason) == ("llamacpp", info.engine_reason)
 
 
-def test_speculation_is_not_its_own(qwen2_path: Path) -> None:
+def test_speculation_is_not_its_own(xverse_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="llamacpp backend has no speculation"):
-        LLM(qwen2_path, n_ctx=128, speculate="ngram")
+        LLM(xverse_path, n_ctx=128, speculate="ngram")
 
 
-def test_everything_that_it_can(qwen2_path: Path) -> None:
-    with LLM(qwen2_path, n_ctx=256, n_threads=1) as llm:
+def test_everything_that_it_can(xverse_path: Path) -> None:
+    with LLM(xverse_path, n_ctx=256, n_threads=1) as llm:
         whole = llm.generate("the inner", **PLAIN)
         chunks = list(llm.stream("the inner", **PLAIN))
         assert "".join(c.text for c in chunks) == whole.text
@@ -48,8 +48,8 @@ def test_everything_that_it_can(qwen2_path: Path) -> None:
         assert llm.detokenize(ids) == "the inner"
 
 
-def test_what_it_cannot_names_the_backend(qwen2_path: Path) -> None:
-    with LLM(qwen2_path, n_ctx=128, n_threads=1) as llm:
+def test_what_it_cannot_names_the_backend(xverse_path: Path) -> None:
+    with LLM(xverse_path, n_ctx=128, n_threads=1) as llm:
         for call in (lambda: llm.logits([1, 2]), lambda: llm.perplexity("the inner thing")):
             with pytest.raises(UnsupportedError, match="llamacpp backend has no logits") as info:
                 call()
@@ -57,16 +57,16 @@ def test_what_it_cannot_names_the_backend(qwen2_path: Path) -> None:
 
 
 def test_a_vocabulary_that_ours_lacks_is_read_by_llamacpps(
-    qwen2_path: Path, monkeypatch: pytest.MonkeyPatch
+    xverse_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with LLM(qwen2_path, n_ctx=128, n_threads=1) as llm:
+    with LLM(xverse_path, n_ctx=128, n_threads=1) as llm:
         expected = llm.generate("the inner né", **PLAIN)
 
     def refuse(metadata: object) -> Tokenizer:
         raise UnsupportedError("the pre-tokenizer 'new' is not known", backend="native")
 
     monkeypatch.setattr(Tokenizer, "from_metadata", refuse)
-    with LLM(qwen2_path, n_ctx=128, n_threads=1) as llm:
+    with LLM(xverse_path, n_ctx=128, n_threads=1) as llm:
         assert isinstance(llm.tokenizer, LlamaCppTokenizer)
         answer = llm.generate("the inner né", **PLAIN)
         assert (answer.text, answer.token_ids) == (expected.text, expected.token_ids)
@@ -75,7 +75,7 @@ def test_a_vocabulary_that_ours_lacks_is_read_by_llamacpps(
 
 def test_a_model_in_parts(tmp_path: Path) -> None:
     """Native refuses split files; llama.cpp finds the other parts by their names."""
-    first = write_qwen2(tmp_path / "split.gguf", tensors_per_file=12)
+    first = write_xverse(tmp_path / "split.gguf", tensors_per_file=9)
     assert first.name == "split-00001-of-00003.gguf"
     with LLM(first, n_ctx=64, n_threads=1) as llm:
         assert llm.model_info.engine == "llamacpp"
@@ -83,7 +83,7 @@ def test_a_model_in_parts(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_that_lies_is_given_to_nobody(tmp_path: Path) -> None:
-    path = write_qwen2(tmp_path / "lies.gguf", eos_id=10**6)
+    path = write_xverse(tmp_path / "lies.gguf", eos_id=10**6)
     for engine in ("auto", "llamacpp"):
         with pytest.raises(TokenizerError):
             LLM(path, engine=engine)

@@ -20,7 +20,7 @@ def test_native_tests_pass_under_sanitizers() -> None:
         pytest.skip("no system compiler; zig brings no address sanitizer")
     tools = Path(sys.executable).parent
     build = ROOT / "build" / "sanitized"
-    options = ("-DINSULA_PYTHON=OFF", "-DINSULA_SANITIZE=ON")
+    options = ("-DINSULA_PYTHON=OFF", "-DINSULA_SANITIZE=ON", "-DINSULA_UNITY=ON")
     run(tools / "cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *options)
     run(tools / "cmake", "--build", build)
     said = run(tools / "ctest", "--test-dir", build, "--output-on-failure", "--no-tests=error")

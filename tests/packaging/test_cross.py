@@ -29,7 +29,8 @@ def build(system: str, folder: Path, *arguments: str, target: str = "all") -> Pa
         "PATH": f"{cmake.parent}{os.pathsep}{os.environ['PATH']}",
     }
     toolchain = f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'cmake' / 'zig.cmake'}"
-    configure = (cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", "-DINSULA_PYTHON=OFF", toolchain)
+    configure = (cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", toolchain)
+    configure += ("-DINSULA_PYTHON=OFF", "-DINSULA_UNITY=ON")
     run(*configure, *arguments, env=env)
     run(cmake, "--build", folder, "--target", target, env=env)
     return folder
