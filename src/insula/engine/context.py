@@ -68,12 +68,12 @@ def plan_context(
         raise ConfigError(f"n_ctx: found {n_ctx}; allowed: 1 to {MAX_CONTEXT}")
     left = None if available is None else available - weights - OVERHEAD
     if left is not None and left <= 0:
+        advice = "close other programs, or take a smaller model or a smaller quantization of it"
+        if weights:  # mapped ones are not counted
+            advice += ', or weights="mmap" with the native engine, which reads them as needed'
         raise ResourceError(
             f"the model needs {_size(weights)} for its weights and {_size(OVERHEAD)} beside them, "
-            f"and {_size(available or 0)} of memory are free; close other programs, or take a "
-            "smaller model or a smaller quantization of it"
-            + (', or weights="mmap" with the native engine, which reads them from disk as needed')
-            * (weights > 0)
+            f"and {_size(available or 0)} of memory are free; {advice}"
         )
     budget = kv_memory
     if budget is None:
