@@ -28,10 +28,8 @@ using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::c
 using Doubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 OpKind kind_of(const std::string &s) {
-  static constexpr const char *names[] = {"Embed", "Norm", "Linear", "Rope",  "Attention",
-                                          "Glu",   "Add",  "Scale",  "Logits"};
-  for (int i = 0; i < 9; ++i)
-    if (s == names[i])
+  for (int i = 0; i <= static_cast<int>(OpKind::Logits); ++i)
+    if (s == insula::op_name(static_cast<OpKind>(i)))
       return static_cast<OpKind>(i);
   throw std::invalid_argument("unknown op '" + s + "'");
 }
@@ -72,6 +70,8 @@ Op op_of(const nb::dict &d) {
       o.act = i();
     else if (k == "layer_norm")
       o.layer_norm = nb::cast<bool>(value);
+    else if (k == "causal")
+      o.causal = nb::cast<bool>(value);
     else if (k == "neox")
       o.neox = nb::cast<bool>(value);
     else if (k == "eps")

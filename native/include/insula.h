@@ -12,18 +12,32 @@
 
 namespace insula {
 
-enum class OpKind : uint8_t { Embed, Norm, Linear, Rope, Attention, Glu, Add, Scale, Logits };
+enum class OpKind : uint8_t {
+  Embed,
+  Positions,
+  Norm,
+  Linear,
+  Rope,
+  Attention,
+  Act,
+  Glu,
+  Add,
+  Scale,
+  Logits
+};
 
-// One op of models/graph.py. Buffers, weights, vectors and frequency tables are indices; -1: none.
+// One op of ops/graph.py. Buffers, weights, vectors and frequency tables are indices; -1: none.
 struct Op {
   OpKind kind = OpKind::Embed;
   int dst = -1, src = -1, k = -1, v = -1; // Glu: src gate, k up. Attention: src q. Rope: dst
   int weight = -1, bias = -1;             // Norm: both vectors; Linear: weight, and bias a vector
   int heads = 1, kv_heads = 1, head_dim = 0, slot = -1, window = 0;
   int freqs = -1, act = 0;
-  bool layer_norm = false, neox = false;
+  bool layer_norm = false, neox = false, causal = true;
   float eps = 0, scale = 1, softcap = 0, mscale = 1;
 };
+
+const char *op_name(OpKind kind);
 
 // How pages hold keys and values. I8: blocks of 32 dimensions of a position share a float16 scale.
 enum class KVType : uint8_t { F16, F32, I8 };

@@ -74,7 +74,7 @@ void Executor::run(int thread) {
     const Phase &p = s_.phases[i];
     Claims *c = &claims_[i * kClaimsPerPhase];
     if (p.kind == Phase::Rows)
-      rows_phase(p, c[0]);
+      rows_phase(p, thread, c[0]);
     else if (p.kind == Phase::Matmul)
       matmul_phase(p, thread, c, panels_[i]);
     else
@@ -116,7 +116,7 @@ void Executor::rope_tables(int row) {
   }
 }
 
-void Executor::row_op(const Op &o, int row, int head0, int heads) {
+void Executor::row_op(const Op &o, int thread, int row, int head0, int heads) {
   const KernelTable &k = *s_.kernels;
   switch (o.kind) {
   case OpKind::Embed: {
@@ -128,6 +128,16 @@ void Executor::row_op(const Op &o, int row, int head0, int heads) {
     if (o.scale != 1.0f)
       for (size_t i = 0; i < w.cols; ++i)
         y[i] *= o.scale;
+    break;
+  }
+  case OpKind::Positions: {
+    const Weight &w = s_.weights[static_cast<size_t>(o.weight)];
+    const int at = b_->positions[row];
+    float *x = scratch_[static_cast<size_t>(thread)]->norm.as<float>(), *y = s_.row(o.dst, row);
+    unpack_row(w.layout, w.data + static_cast<size_t>(at / kPanel) * panel_bytes(w.layout, w.cols),
+               at % kPanel, w.cols, x);
+    for (size_t i = 0; i < w.cols; ++i)
+      y[i] += x[i];
     break;
   }
   case OpKind::Norm: {
@@ -160,6 +170,10 @@ void Executor::row_op(const Op &o, int row, int head0, int heads) {
     }
     break;
   }
+  case OpKind::Act:
+    k.act(s_.row(o.src, row), static_cast<size_t>(s_.widths[static_cast<size_t>(o.dst)]), o.act,
+          s_.row(o.dst, row));
+    break;
   case OpKind::Glu:
     k.glu(s_.row(o.src, row), s_.row(o.k, row),
           static_cast<size_t>(s_.widths[static_cast<size_t>(o.dst)]), o.act, s_.row(o.dst, row));
@@ -184,10 +198,10 @@ void Executor::row_op(const Op &o, int row, int head0, int heads) {
   }
 }
 
-void Executor::rows_phase(const Phase &p, Claims &c) {
+void Executor::rows_phase(const Phase &p, int thread, Claims &c) {
   for (int r; (r = c.claim(1)) < b_->T;)
     for (const Op &o : p.ops)
-      row_op(o, r, 0, o.heads);
+      row_op(o, thread, r, 0, o.heads);
 }
 
 // Row x into place `at` of the input's tiles, in every form that this phase's weights need.

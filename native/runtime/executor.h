@@ -60,9 +60,9 @@ private:
   };
 
   void run(int thread);
-  void row_op(const Op &o, int row, int head0, int heads);
+  void row_op(const Op &o, int thread, int row, int head0, int heads);
   void rope_tables(int row);
-  void rows_phase(const Phase &p, Claims &c);
+  void rows_phase(const Phase &p, int thread, Claims &c);
   void matmul_phase(const Phase &p, int thread, Claims *c, Shares &panels);
   const uint8_t *next_weights(size_t phase, int thread) const;
   void place_row(const Phase &p, const float *x, const ActSet &set, int at);
@@ -72,6 +72,7 @@ private:
   void attention_phase(const Phase &p, int thread, Claims *c);
   void store_head(const Op &a, int row, int head);
   int first_chunk(const Op &a, int row) const;
+  int sees(const Op &a, int row) const;
   void chunk(const Op &a, int thread, const int *rows, int n, int head, int chunk);
   float *partial(const Op &a, int slot, int chunk, int head);
   void keep_partial(const Op &a, int thread, int slot, int at, int chunk, int head);

@@ -193,11 +193,14 @@ void Model::step(const Batch &b, float *logits) {
     fail("a step takes 1 to " + std::to_string(s.max_rows) + " tokens, not " + std::to_string(b.T));
   if (b.R < 0 || b.R > b.T)
     fail("more logit rows than tokens");
-  int vocab = 1 << 30;
+  int vocab = 1 << 30, places = 1 << 30;
   for (const Phase &p : s.phases)
-    for (const Op &o : p.ops)
+    for (const Op &o : p.ops) {
       if (o.kind == OpKind::Embed)
         vocab = std::min(vocab, s.weights[static_cast<size_t>(o.weight)].rows);
+      if (o.kind == OpKind::Positions)
+        places = std::min(places, s.weights[static_cast<size_t>(o.weight)].rows);
+    }
   std::vector<char> seen(b.tables.size());
   for (int t = 0; t < b.T; ++t) {
     if (b.tokens[t] < 0 || b.tokens[t] >= vocab)
@@ -209,6 +212,8 @@ void Model::step(const Batch &b, float *logits) {
     const size_t ur = static_cast<size_t>(r);
     if (pos < 0 || pos / kPageTokens >= b.table_sizes[ur])
       fail("a position has no page");
+    if (pos >= places)
+      fail("position " + std::to_string(pos) + " of a model that knows " + std::to_string(places));
     if (t > 0 && b.rows[t - 1] == r) {
       if (pos != b.positions[t - 1] + 1)
         fail("positions of a sequence must follow one another");

@@ -4,12 +4,13 @@
 #include <string>
 
 namespace insula {
-namespace {
 
-const char *name(OpKind k) {
+const char *op_name(OpKind k) {
   switch (k) {
   case OpKind::Embed:
     return "Embed";
+  case OpKind::Positions:
+    return "Positions";
   case OpKind::Norm:
     return "Norm";
   case OpKind::Linear:
@@ -18,6 +19,8 @@ const char *name(OpKind k) {
     return "Rope";
   case OpKind::Attention:
     return "Attention";
+  case OpKind::Act:
+    return "Act";
   case OpKind::Glu:
     return "Glu";
   case OpKind::Add:
@@ -30,6 +33,8 @@ const char *name(OpKind k) {
   return "?";
 }
 
+namespace {
+
 struct Checker {
   const std::vector<int> &widths;
   const std::vector<Slot> &slots;
@@ -40,7 +45,7 @@ struct Checker {
   OpKind kind = OpKind::Embed;
 
   [[noreturn]] void fail(const std::string &what) const {
-    throw std::invalid_argument("op " + std::to_string(at) + " (" + name(kind) + "): " + what);
+    throw std::invalid_argument("op " + std::to_string(at) + " (" + op_name(kind) + "): " + what);
   }
   void need(bool ok, const char *what) const {
     if (!ok)
@@ -70,6 +75,7 @@ struct Checker {
     at = index, kind = o.kind;
     switch (o.kind) {
     case OpKind::Embed:
+    case OpKind::Positions:
       need(static_cast<int>(weight(o.weight).cols) == width(o.dst), "widths differ");
       break;
     case OpKind::Norm:
@@ -106,6 +112,7 @@ struct Checker {
     case OpKind::Glu:
       need(width(o.dst) == width(o.src) && width(o.dst) == width(o.k), "widths differ");
       break;
+    case OpKind::Act:
     case OpKind::Add:
       need(width(o.dst) == width(o.src), "widths differ");
       break;
@@ -125,8 +132,10 @@ bool reads(const Op &o, int b) {
     return false;
   case OpKind::Norm:
   case OpKind::Linear:
+  case OpKind::Act:
   case OpKind::Logits:
     return o.src == b;
+  case OpKind::Positions:
   case OpKind::Rope:
   case OpKind::Scale:
     return o.dst == b;
@@ -140,7 +149,8 @@ bool reads(const Op &o, int b) {
   return true;
 }
 bool overwrites(const Op &o, int b) {
-  return o.dst == b && o.kind != OpKind::Add && o.kind != OpKind::Rope && o.kind != OpKind::Scale;
+  return o.dst == b && o.kind != OpKind::Positions && o.kind != OpKind::Add &&
+         o.kind != OpKind::Rope && o.kind != OpKind::Scale;
 }
 
 // Whether the value of `b` is never read from op `from` on.
@@ -155,8 +165,7 @@ bool dead(const std::vector<Op> &ops, size_t from, int b) {
 }
 
 bool row_wise(OpKind k) {
-  return k == OpKind::Embed || k == OpKind::Norm || k == OpKind::Rope || k == OpKind::Glu ||
-         k == OpKind::Add || k == OpKind::Scale;
+  return k != OpKind::Linear && k != OpKind::Attention && k != OpKind::Logits;
 }
 
 // Whether op i is a norm that belongs to the product after it.

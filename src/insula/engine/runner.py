@@ -20,14 +20,27 @@ from insula.config import KV_TYPES, settings
 from insula.engine.packed_weights import PackedWeights, open_packed
 from insula.errors import ConfigError, EngineError, FormatError, ResourceError
 from insula.formats.gguf import GGUFFile
-from insula.ops.graph import Attention, Embed, Glu, Graph, Linear, Logits, Norm, Op, Rope
+from insula.ops.graph import (
+    Act,
+    Attention,
+    Embed,
+    Glu,
+    Graph,
+    Linear,
+    Logits,
+    Norm,
+    Op,
+    Positions,
+    Rope,
+    Scale,
+)
 
 PAGE_TOKENS = 64
 
 #: Rows that one step takes; the scheduler's largest prefill slice.
 MAX_ROWS = 512
 
-_ACTS = {"silu": 0, "gelu_tanh": 1}
+_ACTS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
 
 
 class NativeRunner:
@@ -193,8 +206,8 @@ class NativeRunner:
 
 def matrices(graph: Graph) -> list[str]:
     """The tensors that the kernels read packed, each once, in order of first use."""
-    names = {op.weight: None for op in graph.ops if isinstance(op, Embed | Linear | Logits)}
-    return list(names)
+    packed = Embed | Positions | Linear | Logits
+    return list({op.weight: None for op in graph.ops if isinstance(op, packed)})
 
 
 def _lower(op: Op, buffers: dict[str, int], weight: Any, vector: Any, table: Any) -> dict[str, Any]:
@@ -208,6 +221,8 @@ def _lower(op: Op, buffers: dict[str, int], weight: Any, vector: Any, table: Any
     match op:
         case Embed():
             out |= {"weight": weight(op.weight), "scale": op.scale}
+        case Positions():
+            out["weight"] = weight(op.weight)
         case Norm():
             out |= {
                 "weight": vector(op.weight),
@@ -235,8 +250,9 @@ def _lower(op: Op, buffers: dict[str, int], weight: Any, vector: Any, table: Any
                 "scale": op.scale,
                 "window": op.window or 0,
                 "softcap": op.softcap or 0.0,
+                "causal": op.causal,
             }
-        case Glu():
+        case Act() | Glu():
             out["act"] = _ACTS[op.act]
         case Logits():
             out |= {
@@ -244,8 +260,8 @@ def _lower(op: Op, buffers: dict[str, int], weight: Any, vector: Any, table: Any
                 "scale": op.scale,
                 "softcap": op.softcap or 0.0,
             }
-        case _:
-            out |= {"scale": op.factor} if hasattr(op, "factor") else {}
+        case Scale():
+            out["scale"] = op.factor
     return out
 
 

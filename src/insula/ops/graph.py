@@ -18,6 +18,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+#: silu is x * sigmoid(x); gelu is x * Phi(x), by its tanh approximation or exactly.
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
+
 
 def rows_of(weight: str, start: int, stop: int) -> str:
     """The name of some of a tensor's rows."""
@@ -31,6 +34,14 @@ class Embed:
     dst: str
     weight: str
     scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Positions:
+    """dst += weight[position]: learned positions, as many as the weight has rows."""
+
+    dst: str
+    weight: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +91,12 @@ class Rope:
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Causal attention over the sequence's KV slot; k and v of the row are stored first.
+    """Attention over the sequence's KV slot; k and v of the row are stored first.
 
     softmax(scale * q k^T) v with grouped query heads: query head h reads kv head
     h // (heads // kv_heads). window W: a row at position p sees positions p-W+1 .. p.
-    softcap c: scores become c * tanh(score / c).
+    softcap c: scores become c * tanh(score / c). Not causal: a row sees all of its sequence
+    that the step holds, which must be the whole sequence.
     """
 
     dst: str
@@ -98,16 +110,26 @@ class Attention:
     scale: float
     window: int | None = None
     softcap: float | None = None
+    causal: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Act:
+    """dst = act(src)."""
+
+    dst: str
+    src: str
+    act: Activation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Glu:
-    """dst = act(gate) * up. gelu is the tanh approximation, silu is x * sigmoid(x)."""
+    """dst = act(gate) * up."""
 
     dst: str
     gate: str
     up: str
-    act: Literal["silu", "gelu_tanh"]
+    act: Activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +158,7 @@ class Logits:
     softcap: float | None = None
 
 
-Op = Embed | Norm | Linear | Rope | Attention | Glu | Add | Scale | Logits
+Op = Embed | Positions | Norm | Linear | Rope | Attention | Act | Glu | Add | Scale | Logits
 
 
 @dataclass(frozen=True, kw_only=True)

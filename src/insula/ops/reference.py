@@ -14,8 +14,10 @@ H heads, G kv heads, E head width, P rotated pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from insula.errors import EngineError
 from insula.ops.graph import (
+    Act,
+    Activation,
     Add,
     Attention,
     Embed,
@@ -31,6 +35,7 @@ from insula.ops.graph import (
     Linear,
     Logits,
     Norm,
+    Positions,
     Rope,
     Scale,
 )
@@ -180,6 +185,8 @@ def _run(
         match op:
             case Embed():
                 bufs[op.dst] = weight(op.weight)[tokens] * np.float32(op.scale)
+            case Positions():
+                bufs[op.dst] = bufs[op.dst] + weight(op.weight)[positions]
             case Norm():
                 bufs[op.dst] = norm(
                     bufs[op.src],
@@ -202,9 +209,10 @@ def _run(
                 k_TGE = bufs[op.k].reshape(n, op.kv_heads, op.head_dim)
                 v_TGE = bufs[op.v].reshape(n, op.kv_heads, op.head_dim)
                 bufs[op.dst] = attend(op, q_THE, k_TGE, v_TGE).reshape(n, -1)
+            case Act():
+                bufs[op.dst] = ACTIVATIONS[op.act](bufs[op.src])
             case Glu():
-                act = silu if op.act == "silu" else gelu_tanh
-                bufs[op.dst] = act(bufs[op.gate]) * bufs[op.up]
+                bufs[op.dst] = ACTIVATIONS[op.act](bufs[op.gate]) * bufs[op.up]
             case Add():
                 bufs[op.dst] = bufs[op.dst] + bufs[op.src]
             case Scale():
@@ -251,10 +259,10 @@ def rope(
 
 
 def attention(op: Attention, q_THE: F32, k_SGE: F32, v_SGE: F32, positions_T: I32) -> F32:
-    """softmax(scale * q k^T) v, causal; k and v are positions 0..S-1 of the one sequence."""
+    """softmax(scale * q k^T) v; k and v are positions 0..S-1 of the one sequence."""
     group = op.heads // op.kv_heads
     seen_S = np.arange(len(k_SGE))
-    hidden_TS = seen_S > positions_T[:, None]
+    hidden_TS = (seen_S > positions_T[:, None]) & op.causal
     if op.window is not None:
         hidden_TS |= seen_S <= positions_T[:, None] - op.window
     out_THE = np.empty_like(q_THE)
@@ -294,3 +302,22 @@ def gelu_tanh(x: F32) -> F32:
     inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
     y: F32 = np.float32(0.5) * x * (1 + np.tanh(inner))
     return y
+
+
+def gelu(x: F32) -> F32:
+    """x * Phi(x) (arXiv:1606.08415), Phi by math.erf in float64."""
+    phi = 0.5 * (1 + _erf(x.astype(np.float64) / math.sqrt(2)))
+    y: F32 = (x * phi).astype(np.float32)
+    return y
+
+
+def relu(x: F32) -> F32:
+    """max(x, 0)."""
+    return np.maximum(x, np.float32(0))
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+ACTIVATIONS: Mapping[Activation, Callable[[F32], F32]] = MappingProxyType(
+    {"silu": silu, "gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu}
+)
