@@ -70,6 +70,20 @@ Op op_of(const nb::dict &d) {
       o.act = i();
     else if (k == "layer_norm")
       o.layer_norm = nb::cast<bool>(value);
+    else if (k == "up")
+      o.up = i();
+    else if (k == "up_bias")
+      o.up_bias = i();
+    else if (k == "down")
+      o.down = i();
+    else if (k == "down_bias")
+      o.down_bias = i();
+    else if (k == "experts")
+      o.experts = i();
+    else if (k == "used")
+      o.used = i();
+    else if (k == "among_used")
+      o.among_used = nb::cast<bool>(value);
     else if (k == "causal")
       o.causal = nb::cast<bool>(value);
     else if (k == "neox")

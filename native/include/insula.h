@@ -21,6 +21,7 @@ enum class OpKind : uint8_t {
   Attention,
   Act,
   Glu,
+  Experts,
   Add,
   Scale,
   Logits
@@ -31,9 +32,13 @@ struct Op {
   OpKind kind = OpKind::Embed;
   int dst = -1, src = -1, k = -1, v = -1; // Glu: src gate, k up. Attention: src q. Rope: dst
   int weight = -1, bias = -1;             // Norm: both vectors; Linear: weight, and bias a vector
+                                          // Attention: bias the sinks
+  // Experts: k the scores; weight and bias the gates', all experts' rows one after the other.
+  int up = -1, up_bias = -1, down = -1, down_bias = -1, experts = 0, used = 0;
   int heads = 1, kv_heads = 1, head_dim = 0, slot = -1, window = 0;
   int freqs = -1, act = 0;
   bool layer_norm = false, neox = false, causal = true;
+  bool among_used = true; // Experts: their weights add up to 1
   float eps = 0, scale = 1, softcap = 0, mscale = 1;
 };
 

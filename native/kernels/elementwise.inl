@@ -106,7 +106,20 @@ void act(const float *x, size_t n, int kind, float *y) {
   each(n, [&](size_t i, int c) { store_n(y + i, act_v(load_n(x + i, c), kind), c); });
 }
 
+// gpt-oss's gate (its model card and reference code): g sigmoid(1.702 g) (u + 1), g at most 7, u
+// within 7 of 0.
+inline V::F clamped_swiglu(V::F g, V::F u) {
+  const V::F top = V::set1(7.0f), one = V::set1(1.0f);
+  g = V::min(g, top);
+  u = V::max(V::min(u, top), V::set1(-7.0f));
+  return V::mul(V::mul(g, sigmoid_v(V::mul(V::set1(1.702f), g))), V::add(u, one));
+}
+
 void glu(const float *gate, const float *up, size_t n, int act, float *y) {
+  if (act == 4)
+    return each(n, [&](size_t i, int c) {
+      store_n(y + i, clamped_swiglu(load_n(gate + i, c), load_n(up + i, c)), c);
+    });
   each(n, [&](size_t i, int c) {
     store_n(y + i, V::mul(act_v(load_n(gate + i, c), act), load_n(up + i, c)), c);
   });

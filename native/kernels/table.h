@@ -89,7 +89,7 @@ struct KernelTable {
                         uint32_t *sums);
   void (*rms_norm)(const float *x, const float *w, size_t n, float eps, float *y);
   void (*layer_norm)(const float *x, const float *w, const float *b, size_t n, float eps, float *y);
-  // act: 0 silu, 1 gelu by tanh, 2 gelu, 3 relu
+  // act: 0 silu, 1 gelu by tanh, 2 gelu, 3 relu; of glu alone: 4 gpt-oss's clamped swiglu
   void (*act)(const float *x, size_t n, int act, float *y);
   void (*glu)(const float *gate, const float *up, size_t n, int act, float *y);
   void (*softcap)(float *x, size_t n, float cap);

@@ -238,6 +238,14 @@ void Executor::attend(const Op &a, int thread, const Span &s, int row0, int n, i
     for (int i = 0; i < n * G; ++i)
       s_.kernels->attn_merge(m + i, l + i, o + i * hp, m2 + i, l2 + i, o2 + i * hp, a.head_dim);
   }
+  if (a.bias >= 0) { // a sink is one more position, with a score of its own and no value
+    const float *sinks = s_.vectors[static_cast<size_t>(a.bias)].data() + head * G;
+    float *none = t.o2.as<float>();
+    std::fill_n(none, hp, 0.0f);
+    const float one = 1;
+    for (int i = 0; i < n * G; ++i)
+      s_.kernels->attn_merge(m + i, l + i, o + i * hp, sinks + i % G, &one, none, a.head_dim);
+  }
   for (int i = 0; i < n * G; ++i)
     s_.kernels->attn_finish(l + i, o + i * hp, a.head_dim,
                             s_.row(a.dst, row0 + i / G) +

@@ -50,6 +50,7 @@ public:
 private:
   struct Inputs;  // a product's input rows, in the forms that kernels take
   struct Scratch; // what one thread needs for itself
+  struct Mixture; // the experts that a step's rows use
   struct Span {   // consecutive tokens of one sequence
     int first, count, table;
     int shared = 0; // leading chunks of its context that others in the batch read too
@@ -65,7 +66,11 @@ private:
   void rows_phase(const Phase &p, int thread, Claims &c);
   void matmul_phase(const Phase &p, int thread, Claims *c, Shares &panels);
   const uint8_t *next_weights(size_t phase, int thread) const;
-  void place_row(const Phase &p, const float *x, const ActSet &set, int at);
+  void place_row(const Forms &forms, const float *x, size_t k, const ActSet &set, int at);
+  // Experts, in experts.cpp.
+  void choose(const Op &e, int row);
+  void group(const Op &e);
+  void experts_phase(const Phase &p, int thread, Claims *c);
   // Attention, in attention.cpp.
   void plan_attention();
   void share(std::vector<int> spans, int limit);
@@ -94,6 +99,7 @@ private:
   std::vector<Shares> panels_; // per phase, the panels of its products
   std::vector<std::unique_ptr<Scratch>> scratch_;
   std::unique_ptr<Inputs> shared_;
+  std::unique_ptr<Mixture> mixture_;
   size_t max_k_ = 0;
   std::vector<float> partial_; // states of chunks that had a task of their own
 };

@@ -23,6 +23,8 @@ const char *op_name(OpKind k) {
     return "Act";
   case OpKind::Glu:
     return "Glu";
+  case OpKind::Experts:
+    return "Experts";
   case OpKind::Add:
     return "Add";
   case OpKind::Scale:
@@ -34,6 +36,8 @@ const char *op_name(OpKind k) {
 }
 
 namespace {
+
+constexpr int kMaxExperts = 1 << 12;
 
 struct Checker {
   const std::vector<int> &widths;
@@ -71,6 +75,24 @@ struct Checker {
            std::to_string(n) + " is needed");
   }
 
+  void check_experts(const Op &o) {
+    need(o.experts > 0 && o.experts <= kMaxExperts && width(o.k) == o.experts,
+         "the scores do not fit the experts");
+    need(o.used > 0 && o.used <= o.experts && o.used <= kMaxUsed, "wrong number of experts used");
+    need(o.dst != o.src && o.dst != o.k, "dst is also an input");
+    const Weight &gate = weight(o.weight), &up = weight(o.up), &down = weight(o.down);
+    const int ff = gate.rows / o.experts, out = width(o.dst);
+    need(static_cast<int>(gate.cols) == width(o.src) && up.cols == gate.cols &&
+             gate.rows == ff * o.experts && up.rows == gate.rows,
+         "gate and up have other shapes");
+    need(static_cast<int>(down.cols) == ff && down.rows == out * o.experts,
+         "down has another shape");
+    need(ff % kPanel == 0 && out % kPanel == 0,
+         "an expert's rows are not a multiple of 16 (its panels would be shared)");
+    vector(o.bias, gate.rows, true), vector(o.up_bias, up.rows, true);
+    vector(o.down_bias, down.rows, true);
+  }
+
   void check(const Op &o, size_t index) {
     at = index, kind = o.kind;
     switch (o.kind) {
@@ -106,6 +128,7 @@ struct Checker {
       need(width(o.k) == o.kv_heads * o.head_dim && width(o.v) == width(o.k),
            "k and v need kv_heads * head_dim");
       need(o.window >= 0, "negative window");
+      vector(o.bias, o.heads, true);
       need(o.dst != o.k && o.dst != o.v, "dst is also k or v");
       break;
     }
@@ -115,6 +138,9 @@ struct Checker {
     case OpKind::Act:
     case OpKind::Add:
       need(width(o.dst) == width(o.src), "widths differ");
+      break;
+    case OpKind::Experts:
+      check_experts(o);
       break;
     case OpKind::Scale:
       width(o.dst);
@@ -142,6 +168,7 @@ bool reads(const Op &o, int b) {
   case OpKind::Attention:
     return o.src == b || o.k == b || o.v == b;
   case OpKind::Glu:
+  case OpKind::Experts:
     return o.src == b || o.k == b;
   case OpKind::Add:
     return o.src == b || o.dst == b;
@@ -165,7 +192,8 @@ bool dead(const std::vector<Op> &ops, size_t from, int b) {
 }
 
 bool row_wise(OpKind k) {
-  return k != OpKind::Linear && k != OpKind::Attention && k != OpKind::Logits;
+  return k != OpKind::Linear && k != OpKind::Attention && k != OpKind::Experts &&
+         k != OpKind::Logits;
 }
 
 // Whether op i is a norm that belongs to the product after it.
@@ -245,15 +273,23 @@ std::vector<Phase> compile(const std::vector<Op> &ops, const std::vector<int> &w
       }
       for (const Op &m : p.mats) {
         const Weight &w = weights[static_cast<size_t>(m.weight)];
-        const ActForm f = info(w.layout).act;
-        p.a32 |= f == ActForm::A32;
-        p.a256 |= f == ActForm::A256;
-        p.f32 |= f == ActForm::F32;
+        p.forms.need(w.layout);
         p.panels += (w.rows + kPanel - 1) / kPanel;
       }
       if (p.glu)
         p.panels /= 2;
       out.push_back(std::move(p));
+      continue;
+    }
+    if (o.kind == OpKind::Experts) {
+      Phase p;
+      p.kind = Phase::Experts;
+      p.experts = o;
+      p.forms.need(c.weight(o.weight).layout);
+      p.forms.need(c.weight(o.up).layout);
+      p.down_forms.need(c.weight(o.down).layout);
+      out.push_back(std::move(p));
+      ++i;
       continue;
     }
     Phase p;
@@ -275,7 +311,8 @@ std::vector<Phase> compile(const std::vector<Op> &ops, const std::vector<int> &w
       }
       ++i;
     }
-    out.push_back(std::move(p));
+    if (!p.ops.empty() || p.kind == Phase::Attention)
+      out.push_back(std::move(p));
   }
   return out;
 }

@@ -24,6 +24,7 @@ from insula.ops.graph import (
     Act,
     Attention,
     Embed,
+    Experts,
     Glu,
     Graph,
     Linear,
@@ -40,7 +41,7 @@ PAGE_TOKENS = 64
 #: Rows that one step takes; the scheduler's largest prefill slice.
 MAX_ROWS = 512
 
-_ACTS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
+_ACTS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "clamped_swiglu": 4}
 
 
 class NativeRunner:
@@ -173,7 +174,7 @@ class NativeRunner:
         def weight(name: str) -> int:
             if name not in weights:
                 info = gguf.info(name)
-                rows, cols = info.shape
+                rows, cols = info.matrix
                 if self._packed is not None:
                     at = self._model.add_packed(int(info.type), rows, cols, self._packed.data(name))
                 else:
@@ -206,8 +207,16 @@ class NativeRunner:
 
 def matrices(graph: Graph) -> list[str]:
     """The tensors that the kernels read packed, each once, in order of first use."""
-    packed = Embed | Positions | Linear | Logits
-    return list({op.weight: None for op in graph.ops if isinstance(op, packed)})
+    names: dict[str, None] = {}
+    for op in graph.ops:
+        match op:
+            case Embed() | Positions() | Linear() | Logits():
+                names[op.weight] = None
+            case Experts():
+                names |= dict.fromkeys((op.gate, op.up, op.down))
+            case _:
+                pass
+    return list(names)
 
 
 def _lower(op: Op, buffers: dict[str, int], weight: Any, vector: Any, table: Any) -> dict[str, Any]:
@@ -215,7 +224,9 @@ def _lower(op: Op, buffers: dict[str, int], weight: Any, vector: Any, table: Any
     out: dict[str, Any] = {"kind": type(op).__name__}
     for f in fields(op):
         value = getattr(op, f.name)
-        if f.name in ("dst", "src", "buf", "q", "k", "v", "gate", "up"):
+        if f.name in ("dst", "src", "buf", "q", "k", "v") or (
+            isinstance(op, Glu) and f.name in ("gate", "up")
+        ):
             key = {"buf": "dst", "q": "src", "gate": "src", "up": "k"}.get(f.name, f.name)
             out[key] = buffers[value]
     match op:
@@ -251,9 +262,25 @@ def _lower(op: Op, buffers: dict[str, int], weight: Any, vector: Any, table: Any
                 "window": op.window or 0,
                 "softcap": op.softcap or 0.0,
                 "causal": op.causal,
+                "bias": vector(op.sinks),
             }
         case Act() | Glu():
             out["act"] = _ACTS[op.act]
+        case Experts():
+            out |= {
+                "k": buffers[op.scores],
+                "weight": weight(op.gate),
+                "up": weight(op.up),
+                "down": weight(op.down),
+                "bias": vector(op.gate_bias),
+                "up_bias": vector(op.up_bias),
+                "down_bias": vector(op.down_bias),
+                "experts": op.experts,
+                "used": op.used,
+                "act": _ACTS[op.act],
+                "among_used": op.among_used,
+                "scale": op.scale,
+            }
         case Logits():
             out |= {
                 "weight": weight(op.weight),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Literal
 
 from insula.models.checkpoint import Checkpoint, Dims
 from insula.ops.graph import (
@@ -18,6 +19,7 @@ from insula.ops.graph import (
     Add,
     Attention,
     Embed,
+    Experts,
     Glu,
     Graph,
     KVSlot,
@@ -95,8 +97,12 @@ class Block:
         scale: float | None = None,
         window: int | None = None,
         softcap: float | None = None,
+        sinks: str | None = None,
     ) -> list[Op]:
-        """d = the output product of attention over this layer's slot; scale: 1/sqrt(head_dim)."""
+        """d = the output product of attention over this layer's slot; scale: 1/sqrt(head_dim).
+
+        sinks: a vector's name within the block.
+        """
         d = self._d
         return [
             Attention(
@@ -111,6 +117,7 @@ class Block:
                 scale=d.head_dim**-0.5 if scale is None else scale,
                 window=window,
                 softcap=softcap,
+                sinks=sinks and self._ckpt.tensor(f"{self._prefix}.{sinks}", d.heads),
             ),
             self.linear("d", "a", "attn_output", out=d.n_embd, width=d.width_q),
         ]
@@ -124,6 +131,50 @@ class Block:
             Glu(dst="g", gate="g", up="u", act=act),
             self.linear("d", "g", "ffn_down", out=d.n_embd, width=d.n_ff),
         ]
+
+    def experts(
+        self,
+        src: str,
+        *,
+        count: int,
+        used: int,
+        width: int,
+        act: Activation | Literal["clamped_swiglu"] = "silu",
+    ) -> list[Op]:
+        """d = the chosen experts' sum, each `width` wide inside; s holds the router's scores."""
+        d, p = self._d, self._prefix
+        tensor, optional = self._ckpt.tensor, self._ckpt.optional
+        return [
+            self.linear("s", src, "ffn_gate_inp", out=count, width=d.n_embd),
+            Experts(
+                dst="d",
+                src=src,
+                scores="s",
+                gate=tensor(f"{p}.ffn_gate_exps.weight", count, width, d.n_embd),
+                up=tensor(f"{p}.ffn_up_exps.weight", count, width, d.n_embd),
+                down=tensor(f"{p}.ffn_down_exps.weight", count, d.n_embd, width),
+                gate_bias=optional(f"{p}.ffn_gate_exps.bias", count, width),
+                up_bias=optional(f"{p}.ffn_up_exps.bias", count, width),
+                down_bias=optional(f"{p}.ffn_down_exps.bias", count, d.n_embd),
+                experts=count,
+                used=used,
+                act=act,
+            ),
+        ]
+
+
+def expert_counts(ckpt: Checkpoint) -> tuple[int, int]:
+    """(experts, how many of them a row uses); other ways to choose and weigh them are refused."""
+    ckpt.refuse(
+        "expert_shared_count",
+        "expert_group_count",
+        "expert_weights_scale",
+        "leading_dense_block_count",
+        "interleave_moe_layer_step",
+    )
+    ckpt.integer("expert_gating_func", 1, low=0, high=1)  # softmax, by name or by default
+    count = ckpt.integer("expert_count", high=1 << 12)
+    return count, ckpt.integer("expert_used_count", high=min(count, 64))
 
 
 def turning(d: Dims, turn: Callable[..., Rope]) -> list[Op]:
@@ -156,9 +207,11 @@ def decoder(
     ops: Sequence[Op],
     *,
     windows: Sequence[int | None] | None = None,
+    experts: int = 0,
     harmless: Mapping[str, str] | None = None,
 ) -> Graph:
-    """The whole graph. windows: of each layer; harmless: tensors that may be left out, and why."""
+    """The whole graph. windows: of each layer; experts: how many scores the buffer s holds;
+    harmless: tensors that may be left out, and why."""
     return Graph(
         arch=ckpt.arch,
         n_vocab=d.n_vocab,
@@ -175,6 +228,7 @@ def decoder(
             "g": d.n_ff,
             "u": d.n_ff,
             "d": d.n_embd,
+            **({"s": experts} if experts else {}),
         },
         slots=tuple(
             KVSlot(kv_heads=d.kv_heads, head_dim=d.head_dim, window=window)

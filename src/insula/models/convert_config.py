@@ -49,6 +49,12 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
             meta |= _granite(config)
         case "smollm3":
             _refuse_other_positions(config)
+        case "llama" if "num_local_experts" in config:
+            meta |= _experts(config)
+        case "qwen3moe":
+            meta |= _qwen3moe(config)
+        case "gpt-oss":
+            return meta | _gpt_oss(config)
         case "phi3":
             meta["attention.sliding_window"] = config.get("sliding_window") or 0
     _only(config, "hidden_act", "silu")
@@ -74,6 +80,45 @@ def rope_factors(arch: str, config: Config) -> NDArray[np.float32] | None:
         n_ctx_original=_need(settings, "original_max_position_embeddings"),
     )
     return (freqs / scaled).astype(np.float32)
+
+
+def _experts(config: Config) -> dict[str, Any]:
+    count = "num_experts" if "num_experts" in config else "num_local_experts"
+    return {
+        "expert_count": _need(config, count),
+        "expert_used_count": _need(config, "num_experts_per_tok"),
+    }
+
+
+def _qwen3moe(config: Config) -> dict[str, Any]:
+    _only(config, "norm_topk_prob", True)
+    _only(config, "decoder_sparse_step", 1)
+    if config.get("mlp_only_layers"):
+        raise UnsupportedError("GGUF's qwen3moe has experts in every layer; this one has not")
+    width = _need(config, "moe_intermediate_size")
+    return {**_experts(config), "expert_feed_forward_length": width}
+
+
+def _gpt_oss(config: Config) -> dict[str, Any]:
+    _only(config, "swiglu_limit", 7.0)
+    _only(config, "swiglu_alpha", 1.702)
+    _only(config, "hidden_act", "silu")
+    expected = ["full_attention" if i % 2 else "sliding_attention"
+                for i in range(config["num_hidden_layers"])]  # fmt: skip
+    if list(config.get("layer_types") or expected) != expected:
+        raise UnsupportedError(
+            "GGUF's gpt-oss has sliding and full layers in turn; this checkpoint orders them "
+            f"{config['layer_types']}"
+        )
+    settings = _rope(config)
+    if _rope_type(settings) == "yarn" and settings.get("truncate") is not False:
+        raise UnsupportedError("GGUF's gpt-oss has a yarn ramp that is not rounded (truncate)")
+    return {
+        **_experts(config),
+        **_rope_metadata({k: v for k, v in settings.items() if k != "truncate"}),
+        "expert_feed_forward_length": _need(config, "intermediate_size"),
+        "attention.sliding_window": _need(config, "sliding_window"),
+    }
 
 
 def _granite(config: Config) -> dict[str, Any]:

@@ -46,23 +46,35 @@ def yarn(
     n_ctx_original: int,
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
+    whole_pairs: bool = True,
 ) -> F64:
-    """Pairs that turn often keep their frequency, slow ones are interpolated, a ramp between."""
+    """Pairs that turn often keep their frequency, slow ones are interpolated, a ramp between.
+
+    whole_pairs: the ramp begins and ends at a pair; transformers calls it truncate.
+    """
     n_rot = 2 * len(freqs)
 
     def pair_turning(times: float) -> float:
         turns = n_ctx_original / (times * 2 * math.pi)
         return n_rot * math.log(turns) / (2 * math.log(base))
 
-    low = max(0, math.floor(pair_turning(beta_fast)))
-    high = min(n_rot - 1, math.ceil(pair_turning(beta_slow)))
+    first, last = pair_turning(beta_fast), pair_turning(beta_slow)
+    if whole_pairs:
+        first, last = math.floor(first), math.ceil(last)
+    low, high = max(0, first), min(n_rot - 1, last)
     ramp = (np.arange(len(freqs)) - low) / max(0.001, high - low)
     keep = 1 - np.clip(ramp, 0, 1)
-    return freqs / factor * (1 - keep) + freqs * keep
+    scaled: F64 = freqs / factor * (1 - keep) + freqs * keep
+    return scaled
 
 
 def from_checkpoint(
-    ckpt: Checkpoint, *, n_rot: int, base: float, layer: int | None = None
+    ckpt: Checkpoint,
+    *,
+    n_rot: int,
+    base: float,
+    layer: int | None = None,
+    whole_pairs: bool = True,
 ) -> tuple[F64, float]:
     """(frequencies, mscale) as the file's rope.* metadata and rope_freqs tensor state them.
 
@@ -115,6 +127,7 @@ def from_checkpoint(
                 ),
                 beta_fast=ckpt.number("rope.scaling.yarn_beta_fast", 32.0),
                 beta_slow=ckpt.number("rope.scaling.yarn_beta_slow", 1.0),
+                whole_pairs=whole_pairs,
             )
             mscale = 1.0 if factor <= 1 else 1.0 + 0.1 * math.log(factor)
             return scaled, mscale * ckpt.number("rope.scaling.attn_factor", 1.0)

@@ -96,7 +96,8 @@ class Attention:
     softmax(scale * q k^T) v with grouped query heads: query head h reads kv head
     h // (heads // kv_heads). window W: a row at position p sees positions p-W+1 .. p.
     softcap c: scores become c * tanh(score / c). Not causal: a row sees all of its sequence
-    that the step holds, which must be the whole sequence.
+    that the step holds, which must be the whole sequence. sinks: a score per head that takes
+    its part of the softmax and gives no value (as gpt-oss has them; cf. arXiv:2309.17453).
     """
 
     dst: str
@@ -111,6 +112,7 @@ class Attention:
     window: int | None = None
     softcap: float | None = None
     causal: bool = True
+    sinks: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +132,33 @@ class Glu:
     gate: str
     up: str
     act: Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """dst = sum over the chosen experts e of w_e * (down_e @ glu(gate_e @ src, up_e @ src)).
+
+    The `used` experts with the largest scores are chosen, the lower one first among equals. Their
+    weights are the softmax over the chosen scores, or (not among_used) over all of them, times
+    scale. Weights are [experts, out, in], biases [experts, out] (arXiv:2401.04088).
+    glu is `Glu`'s act(gate) * up, or "clamped_swiglu" of gpt-oss: with gate at most 7 and up
+    within 7 of 0, gate * sigmoid(1.702 gate) * (up + 1).
+    """
+
+    dst: str
+    src: str
+    scores: str
+    gate: str
+    up: str
+    down: str
+    gate_bias: str | None = None
+    up_bias: str | None = None
+    down_bias: str | None = None
+    experts: int
+    used: int
+    act: Activation | Literal["clamped_swiglu"] = "silu"
+    among_used: bool = True
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +187,20 @@ class Logits:
     softcap: float | None = None
 
 
-Op = Embed | Positions | Norm | Linear | Rope | Attention | Act | Glu | Add | Scale | Logits
+Op = (
+    Embed
+    | Positions
+    | Norm
+    | Linear
+    | Rope
+    | Attention
+    | Act
+    | Glu
+    | Experts
+    | Add
+    | Scale
+    | Logits
+)
 
 
 @dataclass(frozen=True, kw_only=True)
