@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace insula {
@@ -17,6 +18,7 @@ enum class OpKind : uint8_t {
   Positions,
   Norm,
   Linear,
+  Lora,
   Rope,
   Attention,
   Act,
@@ -34,6 +36,7 @@ struct Op {
   int weight = -1, bias = -1;             // Norm: both vectors; Linear: weight, and bias a vector
                                           // Attention: bias the sinks
   // Experts: k the scores; weight and bias the gates', all experts' rows one after the other.
+  int lora = -1; // Lora: what add_lora returned
   int up = -1, up_bias = -1, down = -1, down_bias = -1, experts = 0, used = 0;
   int heads = 1, kv_heads = 1, head_dim = 0, slot = -1, window = 0;
   int freqs = -1, act = 0;
@@ -58,6 +61,7 @@ struct Batch {
   int T = 0;
   std::vector<const int32_t *> tables; // page ids of each sequence
   std::vector<int> table_sizes;
+  const int32_t *adapters = nullptr;   // of each sequence, -1: none; or null: of nobody
   const int32_t *logit_rows = nullptr; // R: indices into T
   int R = 0;
 };
@@ -79,6 +83,8 @@ public:
   void pack(int type, int rows, int cols, const uint8_t *data, size_t bytes, bool drop,
             uint8_t *out);
   int add_packed(int type, int rows, int cols, const uint8_t *data, size_t bytes);
+  // For an op Lora: the factors (weights [r, in] and [out, r]) of each adapter, -1: it has none.
+  int add_lora(std::vector<std::pair<int, int>> factors);
   int add_vector(const float *data, size_t n);
   int add_freqs(const double *data, size_t n);
   // Checks every index and width, then fuses what it knows. Called once.

@@ -165,6 +165,9 @@ void Executor::row_op(const Op &o, int thread, int row, int head0, int heads) {
     }
     break;
   }
+  case OpKind::Lora:
+    lora(o, thread, row);
+    break;
   case OpKind::Rope: {
     const size_t f = static_cast<size_t>(o.freqs), P = s_.freqs[f].size();
     const float *t = s_.rope[f].as<float>() + static_cast<size_t>(row) * P * 2;
@@ -207,6 +210,29 @@ void Executor::row_op(const Op &o, int thread, int row, int head0, int heads) {
   default:
     break;
   }
+}
+
+// y += B (A x), in floats, by the kernels of float weights; a row alone is already in their form.
+void Executor::lora(const Op &o, int thread, int row) {
+  const int adapter = b_->adapters ? b_->adapters[b_->rows[row]] : -1;
+  if (adapter < 0)
+    return;
+  const auto [down, up] = s_.loras[static_cast<size_t>(o.lora)][static_cast<size_t>(adapter)];
+  if (down < 0)
+    return;
+  float *between = scratch_[static_cast<size_t>(thread)]->norm.as<float>();
+  auto multiply = [&](int weight, const float *x, float *y, bool add) {
+    const Weight &w = s_.weights[static_cast<size_t>(weight)];
+    ActSet set{};
+    set.R = 1, set.f32.f = x;
+    MatJob j{};
+    j.layout = w.layout, j.w = w.data, j.columns = w.rows, j.K = w.cols;
+    j.panels = (w.rows + kPanel - 1) / kPanel;
+    j.acts = &set, j.rows = 1, j.dst = y, j.add = add;
+    s_.kernels->matmul(j);
+  };
+  multiply(down, s_.row(o.src, row), between, false);
+  multiply(up, between, s_.row(o.dst, row), true);
 }
 
 void Executor::rows_phase(const Phase &p, int thread, Claims &c) {

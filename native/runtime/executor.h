@@ -16,6 +16,7 @@ struct State {
   std::vector<Weight> weights;
   std::vector<std::vector<float>> vectors;
   std::vector<std::vector<double>> freqs;
+  std::vector<Lora> loras;
   std::vector<int> widths;
   std::vector<Slot> slots;
   std::vector<Phase> phases;
@@ -63,6 +64,7 @@ private:
   void run(int thread);
   void row_op(const Op &o, int thread, int row, int head0, int heads);
   void rope_tables(int row);
+  void lora(const Op &o, int thread, int row);
   void rows_phase(const Phase &p, int thread, Claims &c);
   void matmul_phase(const Phase &p, int thread, Claims *c, Shares &panels);
   const uint8_t *next_weights(size_t phase, int thread) const;

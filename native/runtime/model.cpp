@@ -135,6 +135,11 @@ int Model::add_packed(int type, int rows, int cols, const uint8_t *data, size_t 
   return static_cast<int>(impl_->s.weights.size()) - 1;
 }
 
+int Model::add_lora(std::vector<std::pair<int, int>> factors) {
+  impl_->s.loras.push_back(std::move(factors));
+  return static_cast<int>(impl_->s.loras.size()) - 1;
+}
+
 int Model::add_vector(const float *data, size_t n) {
   impl_->s.vectors.emplace_back(data, data + n);
   return static_cast<int>(impl_->s.vectors.size()) - 1;
@@ -156,7 +161,7 @@ void Model::set_program(std::vector<Op> ops, std::vector<int> widths, std::vecto
   for (const Op &o : ops)
     if (o.kind == OpKind::Attention && o.heads / std::max(1, o.kv_heads) > 32)
       fail("more than 32 query heads share a kv head");
-  s.phases = compile(ops, widths, slots, s.weights, s.vectors, s.freqs);
+  s.phases = compile(ops, widths, slots, s.weights, s.vectors, s.freqs, s.loras);
   s.widths = std::move(widths);
   s.slots = std::move(slots);
   s.n_vocab = s.weights[static_cast<size_t>(ops.back().weight)].rows;
@@ -201,6 +206,12 @@ void Model::step(const Batch &b, float *logits) {
       if (o.kind == OpKind::Positions)
         places = std::min(places, s.weights[static_cast<size_t>(o.weight)].rows);
     }
+  size_t adapters = 0;
+  for (const Lora &l : s.loras)
+    adapters = std::max(adapters, l.size());
+  for (size_t i = 0; b.adapters && i < b.tables.size(); ++i)
+    if (b.adapters[i] < -1 || b.adapters[i] >= static_cast<int>(adapters))
+      fail("adapter " + std::to_string(b.adapters[i]) + " is not loaded");
   std::vector<char> seen(b.tables.size());
   for (int t = 0; t < b.T; ++t) {
     if (b.tokens[t] < 0 || b.tokens[t] >= vocab)

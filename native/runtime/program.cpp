@@ -15,6 +15,8 @@ const char *op_name(OpKind k) {
     return "Norm";
   case OpKind::Linear:
     return "Linear";
+  case OpKind::Lora:
+    return "Lora";
   case OpKind::Rope:
     return "Rope";
   case OpKind::Attention:
@@ -45,6 +47,7 @@ struct Checker {
   const std::vector<Weight> &weights;
   const std::vector<std::vector<float>> &vectors;
   const std::vector<std::vector<double>> &freqs;
+  const std::vector<Lora> &loras;
   size_t at = 0;
   OpKind kind = OpKind::Embed;
 
@@ -112,6 +115,21 @@ struct Checker {
       need(weight(o.weight).rows == width(o.dst), "output width differs");
       vector(o.bias, width(o.dst), true);
       break;
+    case OpKind::Lora:
+      need(o.dst != o.src, "dst and src are one buffer");
+      need(o.lora >= 0 && o.lora < static_cast<int>(loras.size()), "no such adapters");
+      need(loras[static_cast<size_t>(o.lora)].size() == loras[0].size(), "an adapter is missing");
+      for (const auto &[down, up] : loras[static_cast<size_t>(o.lora)]) {
+        if (down < 0)
+          continue;
+        need(static_cast<int>(weight(down).cols) == width(o.src), "input width differs");
+        need(weight(up).rows == width(o.dst), "output width differs");
+        need(static_cast<int>(weight(up).cols) == weight(down).rows, "the ranks differ");
+        need(info(weight(down).layout).act == ActForm::F32 &&
+                 info(weight(up).layout).act == ActForm::F32,
+             "an adapter's factors are not floats");
+      }
+      break;
     case OpKind::Rope:
       need(o.freqs >= 0 && o.freqs < static_cast<int>(freqs.size()), "no such frequencies");
       need(o.heads > 0 && o.heads * o.head_dim == width(o.dst), "heads do not fill the buffer");
@@ -170,14 +188,15 @@ bool reads(const Op &o, int b) {
   case OpKind::Glu:
   case OpKind::Experts:
     return o.src == b || o.k == b;
+  case OpKind::Lora:
   case OpKind::Add:
     return o.src == b || o.dst == b;
   }
   return true;
 }
 bool overwrites(const Op &o, int b) {
-  return o.dst == b && o.kind != OpKind::Positions && o.kind != OpKind::Add &&
-         o.kind != OpKind::Rope && o.kind != OpKind::Scale;
+  return o.dst == b && o.kind != OpKind::Positions && o.kind != OpKind::Lora &&
+         o.kind != OpKind::Add && o.kind != OpKind::Rope && o.kind != OpKind::Scale;
 }
 
 // Whether the value of `b` is never read from op `from` on.
@@ -210,8 +229,9 @@ bool feeds_product(const std::vector<Op> &ops, size_t i) {
 std::vector<Phase> compile(const std::vector<Op> &ops, const std::vector<int> &widths,
                            const std::vector<Slot> &slots, const std::vector<Weight> &weights,
                            const std::vector<std::vector<float>> &vectors,
-                           const std::vector<std::vector<double>> &freqs) {
-  Checker c{widths, slots, weights, vectors, freqs};
+                           const std::vector<std::vector<double>> &freqs,
+                           const std::vector<Lora> &loras) {
+  Checker c{widths, slots, weights, vectors, freqs, loras};
   for (size_t i = 0; i < ops.size(); ++i)
     c.check(ops[i], i);
   if (ops.empty() || ops.back().kind != OpKind::Logits)

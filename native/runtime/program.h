@@ -7,6 +7,7 @@
 //   Experts    choose -> gate and up -> down -> weighted sum, parallel over experts' panels
 // Fusing never changes a number: each fused op does per row what it does alone.
 #pragma once
+#include <utility>
 #include <vector>
 
 #include "insula.h"
@@ -33,6 +34,8 @@ struct Forms {
   }
 };
 
+using Lora = std::vector<std::pair<int, int>>; // of each adapter: two weights, or -1
+
 struct Phase {
   enum Kind { Rows, Matmul, Attention, Experts } kind = Rows;
   std::vector<Op> ops;  // Rows: in order. Attention: what precedes it on q and k
@@ -56,6 +59,7 @@ struct Phase {
 std::vector<Phase> compile(const std::vector<Op> &ops, const std::vector<int> &widths,
                            const std::vector<Slot> &slots, const std::vector<Weight> &weights,
                            const std::vector<std::vector<float>> &vectors,
-                           const std::vector<std::vector<double>> &freqs);
+                           const std::vector<std::vector<double>> &freqs,
+                           const std::vector<Lora> &loras);
 
 } // namespace insula

@@ -20,6 +20,7 @@ from insula.config import KV_TYPES, settings
 from insula.engine.packed_weights import PackedWeights, open_packed
 from insula.errors import ConfigError, EngineError, FormatError, ResourceError
 from insula.formats.gguf import GGUFFile
+from insula.models.adapters import Adapter, adapted, factors
 from insula.ops.graph import (
     Act,
     Attention,
@@ -29,6 +30,7 @@ from insula.ops.graph import (
     Graph,
     Linear,
     Logits,
+    Lora,
     Norm,
     Op,
     Positions,
@@ -61,6 +63,7 @@ class NativeRunner:
         isa: str | None = None,
         max_rows: int = MAX_ROWS,
         packed: tuple[Path | None, bytes] | None = None,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         """Packs every tensor that the graph names.
 
@@ -69,6 +72,7 @@ class NativeRunner:
         kv_type: how keys and values are kept; int8 takes about half of f16. isa: an
         instruction-set level, None for INSULA_ISA or the best one. packed: matrices are mapped
         from a file below this folder (packed_weights), made under this key if it is not there.
+        adapters: of which a sequence may go through one, by its place among them.
         Raises ConfigError, FormatError or ResourceError.
         """
         if kv_type not in KV_TYPES:
@@ -80,7 +84,8 @@ class NativeRunner:
             self._model = _native.Model(level, threads or 0)
         except ValueError as error:
             raise ConfigError(f"INSULA_ISA: {error}") from None
-        self.graph = graph
+        self.graph = graph = adapted(graph, adapters) if adapters else graph
+        self._adapters = adapters
         self._packed: PackedWeights | None = None
         if packed is not None:
             self._packed = open_packed(
@@ -119,11 +124,13 @@ class NativeRunner:
         rows: ArrayLike,
         tables: Sequence[NDArray[np.int32]],
         logit_rows: ArrayLike,
+        adapters: ArrayLike | None = None,
     ) -> NDArray[np.float32]:
         """Run T tokens and return logits [R, n_vocab] for `logit_rows` (indices into T).
 
         rows[t] is the table (sequence) of token t; a sequence's tokens stand together and ascend
-        in position. tables[s][p // 64] is the page of position p.
+        in position. tables[s][p // 64] is the page of position p. adapters[s]: which adapter
+        its tokens go through, -1 for none.
         """
         try:
             logits = self._model.step(
@@ -132,6 +139,7 @@ class NativeRunner:
                 _ints(rows),
                 [_ints(t) for t in tables],
                 _ints(logit_rows),
+                None if adapters is None else _ints(adapters),
             )
         except (ValueError, MemoryError) as error:
             raise EngineError(f"the native engine refused a step: {error}") from None
@@ -196,7 +204,26 @@ class NativeRunner:
                 freqs[key] = self._model.add_freqs(values)
             return freqs[key]
 
-        ops = [_lower(op, buffers, weight, vector, table) for op in self.graph.ops]
+        def lora(op: Lora) -> int:
+            out, width = gguf.info(op.weight).matrix
+            pairs = []
+            for adapter in self._adapters:
+                found = factors(adapter, op.weight, out=out, width=width)
+                pair = (-1, -1) if found is None else (floats(found[0]), floats(found[1]))
+                pairs.append(pair)
+            at: int = self._model.add_lora(pairs)
+            return at
+
+        def floats(matrix: NDArray[np.float32]) -> int:
+            data = np.ascontiguousarray(matrix, np.float32)
+            rows, cols = data.shape
+            return self._model.add_weight(0, rows, cols, data.reshape(-1).view(np.uint8), False)
+
+        ops = []
+        for op in self.graph.ops:
+            ops.append(_lower(op, buffers, weight, vector, table))
+            if isinstance(op, Lora):
+                ops[-1]["lora"] = lora(op)
         gguf.check()
         self._model.set_program(
             ops,

@@ -73,6 +73,19 @@ class Linear:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora:
+    """dst += up (down src) by the factors of the row's adapter; a row without one stays.
+
+    Low-rank changes of the `Linear` by `weight` (arXiv:2106.09685). The factors are not in the
+    model's file: whoever runs the graph has them, [r, in] and [out, r], by adapter and weight.
+    """
+
+    dst: str
+    src: str
+    weight: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rope:
     """Rotary position embedding in place on each head (arXiv:2104.09864).
 
@@ -192,6 +205,7 @@ Op = (
     | Positions
     | Norm
     | Linear
+    | Lora
     | Rope
     | Attention
     | Act

@@ -35,6 +35,7 @@ from insula.ops.graph import (
     Graph,
     Linear,
     Logits,
+    Lora,
     Norm,
     Positions,
     Rope,
@@ -97,11 +98,13 @@ class ReferenceRunner:
         rows: ArrayLike,
         tables: Sequence[I32],
         logit_rows: ArrayLike,
+        adapters: ArrayLike | None = None,
     ) -> F32:
         """Run T tokens and return logits [R, V] for `logit_rows` (indices into the T rows).
 
         rows[t] is the table (sequence) of token t; a sequence's tokens are consecutive and
         ascending in position. tables[s][p // page_size] is the page that holds position p.
+        adapters: there are none here.
         """
         tokens_T = np.asarray(tokens, dtype=np.int32)
         positions_T = np.asarray(positions, dtype=np.int32)
@@ -200,6 +203,8 @@ def _run(
             case Linear():
                 y = bufs[op.src] @ weight(op.weight).T
                 bufs[op.dst] = y if op.bias is None else y + weight(op.bias)
+            case Lora():
+                raise EngineError("the reference has no adapters; merge the adapter's weights")
             case Rope():
                 x_THE = bufs[op.buf].reshape(n, op.heads, op.head_dim)
                 bufs[op.buf] = rope(
