@@ -180,6 +180,46 @@ CASES = {
         n_tokens=40,
         seed=16,
     ),
+    "phi-long": Case(
+        config="Phi3Config",
+        settings={
+            "num_hidden_layers": 2,
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "max_position_embeddings": 128,
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1000.0,
+                "partial_rotary_factor": 0.75,
+                "original_max_position_embeddings": 32,
+                "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0],
+                "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+            },
+        },
+        n_tokens=70,
+        seed=25,
+    ),
+    "phi-short": Case(
+        config="Phi3Config",
+        settings={
+            "num_hidden_layers": 2,
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "max_position_embeddings": 128,
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1000.0,
+                "partial_rotary_factor": 0.75,
+                "original_max_position_embeddings": 32,
+                "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0],
+                "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+            },
+        },
+        n_tokens=30,
+        seed=26,
+    ),
     "mixtral": Case(
         config="MixtralConfig",
         settings={"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}

@@ -239,7 +239,8 @@ def test_keys_that_change_the_maths_are_refused(arch, key, value):
         ({"attention.head_count": 1, "embedding_length": 2**24}, "key_length"),
         ({"rope.freq_base": 0.0}, "above 0"),
         ({"rope.freq_base": float("inf")}, "finite"),
-        ({"rope.scaling.type": "longrope"}, "longrope"),
+        ({"rope.scaling.type": "longrope"}, "original_context_length"),
+        ({"rope.scaling.type": "dynamic"}, "dynamic"),
         ({"rope.scaling.type": "yarn"}, "factor"),
         ({"rope.scaling.type": 3}, "string"),
     ],
@@ -432,14 +433,28 @@ def test_phi3_uses_its_fused_tensors_by_rows():
     assert {slot.window for slot in graph.slots} == {16}
 
 
-def test_longrope_is_refused_by_its_tensors_and_by_its_name():
+@pytest.mark.parametrize("named", [True, False])
+def test_longrope_by_its_name_or_by_its_tensors_alone(named):
     source = Source("phi3")
-    source.add("rope_factors_long.weight", np.ones(4))
-    with pytest.raises(UnsupportedError, match="rope_factors_long"):
+    source.metadata["phi3.rope.scaling.original_context_length"] = 64
+    if named:
+        source.metadata["phi3.rope.scaling.type"] = "longrope"
+    long, short = np.array([1, 2, 4, 8.0]), np.array([1, 1, 1, 2.0])
+    source.add("rope_factors_long.weight", long)
+    with pytest.raises(FormatError, match="rope_factors_short"):
         build_graph(source)
-    source = Source("phi3")
-    source.metadata["phi3.rope.scaling.type"] = "longrope"
-    with pytest.raises(UnsupportedError, match="longrope"):
+    source.add("rope_factors_short.weight", short)
+    plain = rope.plain(8, 10000.0)
+    for n_ctx, factors in ((None, long), (65, long), (64, short), (1, short)):
+        graph = build_graph(source, n_ctx=n_ctx)
+        op = ops_of(graph, Rope)[0]
+        assert graph.n_ctx_switch == 64
+        np.testing.assert_allclose(op.freqs, plain / factors)
+        assert op.mscale == pytest.approx((1 + np.log(4) / np.log(64)) ** 0.5)
+    source.metadata["phi3.rope.scaling.attn_factor"] = 1.25
+    assert ops_of(build_graph(source), Rope)[0].mscale == 1.25
+    source.add("rope_factors_long.weight", [1, 2, 0, 8])
+    with pytest.raises(FormatError, match="above 0"):
         build_graph(source)
 
 

@@ -33,7 +33,7 @@ def test_every_architecture_has_a_golden(tmp_path):
 
 def test_forward_agrees(case):
     wanted, gguf = case
-    logits = forward(build_graph(gguf), gguf, wanted.ids)
+    logits = forward(build_graph(gguf, n_ctx=len(wanted.ids)), gguf, wanted.ids)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, wanted.logits, rtol=0, atol=1e-4)
 
@@ -42,7 +42,7 @@ def test_forward_agrees(case):
 def test_runner_agrees_in_slices(kind, case):
     """Prefill in uneven slices, through pages in no particular order, then token by token."""
     wanted, gguf = case
-    runner = kind.make(build_graph(gguf), gguf, n_pages=8)
+    runner = kind.make(build_graph(gguf, n_ctx=len(wanted.ids)), gguf, n_pages=8)
     n = len(wanted.ids)
     table = np.array([5, 2, 7, 0], dtype=np.int32)
     logits = np.full_like(wanted.logits, np.nan)
@@ -182,6 +182,6 @@ def without_effect(graph):
 def test_a_golden_sees_every_feature(case):
     """A golden that a missing feature would not disturb proves nothing."""
     wanted, gguf = case
-    for feature, graph in without_effect(build_graph(gguf)):
+    for feature, graph in without_effect(build_graph(gguf, n_ctx=len(wanted.ids))):
         off = np.abs(forward(graph, gguf, wanted.ids) - wanted.logits).max()
         assert off > 5e-3, f"{feature} could be missing and nobody would notice: {off}"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
+from insula.models import rope
 from insula.models.checkpoint import Checkpoint, Dims
 from insula.ops.graph import (
     Activation,
@@ -235,5 +236,6 @@ def decoder(
             for window in windows or [None] * d.n_layers
         ),
         ops=tuple(ops),
+        n_ctx_switch=rope.switch(ckpt),
         notes=ckpt.finish(harmless),
     )

@@ -199,9 +199,8 @@ def convert(
             notes.append("attention.scale, which this model needs, is not read by llama.cpp")
         for key, value in tokenizer.items():
             writer.add(f"tokenizer.{key}", value)
-        factors = convert_config.rope_factors(rules.arch, config)
-        if factors is not None:
-            writer.add_tensor("rope_freqs.weight", factors)
+        for name, factors in convert_config.rope_factors(rules.arch, config).items():
+            writer.add_tensor(name, factors)
 
         def pieces(done: int, weight: _Weight) -> Iterator[NDArray[np.uint8]]:
             yield from weight.load()

@@ -2,9 +2,7 @@
 
 A llama block whose query, key and value weights are one tensor, the gate and up weights another;
 each is used by rows. Rotated pairs lie half a head apart: style "neox". A sliding window, where
-the file states one, is every layer's.
-Refused: longrope (Phi-3.5, Phi-4-mini and the 128k models), whose factors follow from the
-context that is asked for, which no op list knows.
+the file states one, is every layer's. Phi-3.5, Phi-4-mini and the 128k models turn by longrope.
 """
 
 from __future__ import annotations

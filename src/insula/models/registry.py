@@ -50,7 +50,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             Architecture(name="granite", graph=granite.graph, models="Granite 3, dense"),
             Architecture(name="smollm3", graph=smollm3.graph, models="SmolLM3"),
             Architecture(name="olmo2", graph=olmo2.graph, models="OLMo 2"),
-            Architecture(name="phi3", graph=phi3.graph, models="Phi-3, Phi-4, without longrope"),
+            Architecture(name="phi3", graph=phi3.graph, models="Phi-3, Phi-3.5, Phi-4"),
         )
     }
 )
@@ -74,14 +74,15 @@ class ModelSource(Protocol):
         ...
 
 
-def build_graph(source: ModelSource) -> Graph:
-    """The op list of a checkpoint.
+def build_graph(source: ModelSource, *, n_ctx: int | None = None) -> Graph:
+    """The op list of a checkpoint, for a context of n_ctx tokens (None: what it was trained for;
+    see `Graph.n_ctx_switch`).
 
     Raises UnsupportedError(backend="native") for an architecture or a variant that the native
     engine does not know, FormatError for metadata or tensors that are missing or contradict
     each other.
     """
-    ckpt = Checkpoint(source.metadata, source.tensors, source.dequantize)
+    ckpt = Checkpoint(source.metadata, source.tensors, source.dequantize, n_ctx=n_ctx)
     row = ARCHITECTURES.get(ckpt.arch)
     if row is None:
         raise UnsupportedError(

@@ -4,6 +4,7 @@ Owns the schemes by which models are stretched to longer contexts, and how GGUF 
 them. A scheme that is not here is refused by name.
 
 Sources: RoPE arXiv:2104.09864; linear interpolation arXiv:2306.15595; YaRN arXiv:2309.00071;
+LongRoPE arXiv:2402.13753, its attention factor as in transformers' modeling_rope_utils;
 the llama3 scheme as in transformers' modeling_rope_utils (Meta's Llama 3.1 release).
 All frequencies are float64 [P], radians per position for each of P rotated pairs.
 """
@@ -68,6 +69,39 @@ def yarn(
     return scaled
 
 
+def switch(ckpt: Checkpoint) -> int | None:
+    """The longest context that has frequencies of its own (longrope); None: there is one set."""
+    # llama.cpp's converter writes the factors and not the name.
+    if not ckpt.holds("rope_factors_long.weight") and (
+        ckpt.text("rope.scaling.type", "none") != "longrope"
+    ):
+        return None
+    return ckpt.integer("rope.scaling.original_context_length")
+
+
+def _longrope(ckpt: Checkpoint, freqs: F64) -> tuple[F64, float]:
+    """Each pair slowed by a factor of its own, by other factors beyond the original context.
+
+    The choice is the whole context's, as llama.cpp's: rotated keys stay in the cache.
+    """
+    original, trained = switch(ckpt), ckpt.integer("context_length")
+    assert original is not None
+    long, short = (
+        ckpt.values(f"rope_factors_{name}.weight", len(freqs)) for name in ("long", "short")
+    )
+    factors = long if (ckpt.n_ctx or trained) > original else short
+    if long is None or short is None or factors is None:
+        raise FormatError(
+            "longrope needs the tensors rope_factors_long.weight and rope_factors_short.weight; "
+            "they are not both there"
+        )
+    if not np.all(np.isfinite(factors)) or np.any(factors <= 0):
+        raise FormatError("tensors rope_factors_*.weight must hold finite numbers above 0")
+    scale = trained / original
+    usual = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+    return freqs / factors.astype(np.float64), ckpt.number("rope.scaling.attn_factor", usual)
+
+
 def from_checkpoint(
     ckpt: Checkpoint,
     *,
@@ -81,6 +115,8 @@ def from_checkpoint(
     Raises UnsupportedError for a scheme that is not known here, FormatError for bad numbers.
     """
     freqs = plain(n_rot, base)
+    if switch(ckpt) is not None:
+        return _longrope(ckpt, freqs)
     name = "rope_freqs.weight" if layer is None else f"blk.{layer}.rope_freqs.weight"
     divisors = ckpt.values(name, n_rot // 2)
     if divisors is not None:
@@ -134,7 +170,7 @@ def from_checkpoint(
         case _:
             raise UnsupportedError(
                 f"the native engine does not know the rope scaling {kind!r} "
-                f"({ckpt.arch}.rope.scaling.type), only none, linear, llama3 and yarn; "
+                f"({ckpt.arch}.rope.scaling.type), only none, linear, llama3, longrope and yarn; "
                 f"{OTHER_BACKEND}",
                 backend="native",
             )

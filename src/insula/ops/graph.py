@@ -228,7 +228,11 @@ class KVSlot:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A whole model. Buffer widths are in float32 elements per token."""
+    """A whole model. Buffer widths are in float32 elements per token.
+
+    n_ctx_switch: some models turn by other frequencies where the context is longer than this;
+    the graph is for contexts on one side of it.
+    """
 
     arch: str
     n_vocab: int
@@ -238,4 +242,5 @@ class Graph:
     buffers: dict[str, int]
     slots: tuple[KVSlot, ...]
     ops: tuple[Op, ...]
+    n_ctx_switch: int | None = None
     notes: tuple[str, ...] = field(default=())
