@@ -14,6 +14,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 #: One prompt: text, or token ids.
 Prompt = str | Sequence[int]
 
+#: Adapters by name, or paths whose names they take.
+Adapters = Mapping[str, str | os.PathLike[str]] | Sequence[str | os.PathLike[str]]
+
 
 class LLM:
     """A loaded model. Close it, or use it as a context manager.
@@ -59,6 +63,7 @@ class LLM:
         weights: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_dir_bytes: int | str | None = None,
+        adapters: Adapters | None = None,
         download: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -89,6 +94,8 @@ class LLM:
             be turned back into the prompts: it is the user's alone, and to be treated like them.
         cache_dir_bytes: most bytes in it, or such as "2G"; None: INSULA_CACHE_DIR_BYTES or 4 GiB.
             What was used longest ago goes first.
+        adapters: low-rank adapters (LoRA) by name, each a GGUF file or a PEFT folder; a request
+            names the one it goes through. A list of paths: each by its file's or folder's name.
         download: fetch a model that is not here yet; progress is told how far it is.
 
         Raises ConfigError, NotFoundError, FormatError, UnsupportedError, TokenizerError,
@@ -131,6 +138,7 @@ class LLM:
                 home=env.home,
                 cache_dir=None if cache_dir in (None, "") else folder(cache_dir, name="cache_dir"),
                 cache_dir_bytes=parse_size(cache_dir_bytes, name="cache_dir_bytes"),
+                adapters=named_adapters(adapters),
             ),
         )
         self.model_info: ModelInfo = loaded.info
@@ -168,6 +176,7 @@ class LLM:
         overflow: Literal["error", "stop"] = "error",
         use_cache: bool = True,
         salt: str = "",
+        adapter: str | None = None,
         **options: Any,
     ) -> Completion | list[Completion]:
         """Go on from a prompt, or from each of a list of prompts (they run together).
@@ -181,16 +190,21 @@ class LLM:
         overflow: what happens if prompt and max_tokens exceed the context: "error", or "stop":
             generate until it is full (finish_reason "length", and a note).
         use_cache, salt: see engine.request.Request.
+        adapter: the name of one of the model's adapters to go through; None: none.
         Raises ConfigError, ContextOverflowError, TokenizerError, EngineError.
         """
         prompts, one = self._prompts(prompt)
-        sampling = sampling_params(params, options, others=("n", "overflow", "use_cache", "salt"))
+        sampling = sampling_params(
+            params, options, others=("n", "overflow", "use_cache", "salt", "adapter")
+        )
         many = samples(sampling, n)
         handles: list[Handle] = []
         try:
             for ids in prompts:
                 for each in many:
-                    request = self._request(ids, each, overflow, use_cache=use_cache, salt=salt)
+                    request = self._request(
+                        ids, each, overflow, use_cache=use_cache, salt=salt, adapter=adapter
+                    )
                     handles.append(self._engine.submit(request))
             completions = [handle.result() for handle in handles]
         except BaseException:  # one of them failed, or Ctrl-C: none goes on alone
@@ -207,6 +221,7 @@ class LLM:
         overflow: Literal["error", "stop"] = "error",
         use_cache: bool = True,
         salt: str = "",
+        adapter: str | None = None,
         **options: Any,
     ) -> Stream:
         """As `generate` of one prompt, chunk by chunk. Closing or dropping the stream cancels.
@@ -216,8 +231,12 @@ class LLM:
         prompts, one = self._prompts(prompt)
         if not one:
             raise ConfigError("stream takes one prompt; open a stream for each")
-        sampling = sampling_params(params, options, others=("overflow", "use_cache", "salt"))
-        request = self._request(prompts[0], sampling, overflow, use_cache=use_cache, salt=salt)
+        sampling = sampling_params(
+            params, options, others=("overflow", "use_cache", "salt", "adapter")
+        )
+        request = self._request(
+            prompts[0], sampling, overflow, use_cache=use_cache, salt=salt, adapter=adapter
+        )
         return Stream(self._engine.submit(request))
 
     def chat(
@@ -230,6 +249,7 @@ class LLM:
         template_arguments: Mapping[str, Any] | None = None,
         overflow: Overflow = "error",
         salt: str = "",
+        adapter: str | None = None,
         **options: Any,
     ) -> Completion:
         """The assistant's answer to a conversation.
@@ -250,6 +270,7 @@ class LLM:
             template_arguments=template_arguments,
             overflow=overflow,
             salt=salt,
+            adapter=adapter,
             **options,
         )
         for _ in stream:
@@ -267,6 +288,7 @@ class LLM:
         template_arguments: Mapping[str, Any] | None = None,
         overflow: Overflow = "error",
         salt: str = "",
+        adapter: str | None = None,
         **options: Any,
     ) -> Stream:
         """As `chat`, chunk by chunk; reasoning comes in the chunks' `reasoning`, not in text."""
@@ -275,7 +297,7 @@ class LLM:
 
         messages = chat_prompt.plain_messages(messages)
         chat_prompt.check_overflow(overflow)
-        names = ("template", "tools", "template_arguments", "overflow", "salt")
+        names = ("template", "tools", "template_arguments", "overflow", "salt", "adapter")
         sampling = sampling_params(params, options, others=names)
         chat_format = self._chat_format(template, tools, template_arguments)
         prompt, sampling, notes = chat_prompt.fitted(
@@ -291,6 +313,7 @@ class LLM:
             ids=prompt.ids,
             params=sampling,
             salt=salt,
+            adapter=adapter,
             continues=False,
             skip_special=not reply.shows_special,
             notes=(*self.model_info.notes, *chat_format.notes, *notes),
@@ -309,6 +332,7 @@ class LLM:
         overflow: Overflow = "error",
         params: SamplingParams | None = None,
         salt: str = "",
+        adapter: str | None = None,
         **options: Any,
     ) -> ChatSession:
         """A conversation whose history stays in the KV cache; see `chat.session.ChatSession`.
@@ -317,7 +341,7 @@ class LLM:
         """
         from insula.chat.session import ChatSession
 
-        names = ("system", "template", "tools", "template_arguments", "overflow", "salt")
+        names = ("system", "template", "tools", "template_arguments", "overflow", "salt", "adapter")
         chat_format = self._chat_format(template, tools, template_arguments)
         chat_format.template.prepare()
         return ChatSession(
@@ -327,6 +351,7 @@ class LLM:
             params=sampling_params(params, options, others=names),
             overflow=overflow,
             salt=salt,
+            adapter=adapter,
             notes=self.model_info.notes,
             model=self.model_info.name,
         )
@@ -422,6 +447,7 @@ class LLM:
         *,
         use_cache: bool,
         salt: str,
+        adapter: str | None,
     ) -> Request:
         from insula.chat.prompt import check_overflow, clipped
 
@@ -433,6 +459,7 @@ class LLM:
             ids=ids,
             params=params,
             salt=salt,
+            adapter=adapter,
             use_cache=use_cache,
             notes=(*self.model_info.notes, *notes),
         )
@@ -451,6 +478,20 @@ class LLM:
             tools=tools,
             arguments={} if arguments is None else arguments,
         )
+
+
+def named_adapters(adapters: Adapters | None) -> dict[str, Path]:
+    """Paths by name. Raises ConfigError."""
+    if adapters is None:
+        return {}
+    if not isinstance(adapters, Mapping):
+        if isinstance(adapters, str | os.PathLike):
+            adapters = [adapters]
+        paths = [Path(path) for path in adapters]
+        adapters = {path.stem if path.is_file() else path.name: path for path in paths}
+        if len(adapters) != len(paths):
+            raise ConfigError("adapters: two have the same name; give names: {name: path, ...}")
+    return {str(name): Path(path) for name, path in adapters.items()}
 
 
 def _ids(ids: Any) -> tuple[int, ...]:

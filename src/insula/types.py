@@ -140,7 +140,7 @@ class Chunk:
 class ModelInfo:
     """What was loaded and how it runs. Sizes in bytes, contexts in tokens.
 
-    speculation: off, ngram, or the draft model's name.
+    speculation: off, ngram, or the draft model's name. adapters: the names of those loaded.
     """
 
     name: str
@@ -162,6 +162,7 @@ class ModelInfo:
     threads: int
     has_chat_template: bool
     speculation: str = "off"
+    adapters: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

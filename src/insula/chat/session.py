@@ -69,6 +69,7 @@ class ChatSession:
         params: SamplingParams | None = None,
         overflow: Overflow = "error",
         salt: str = "",
+        adapter: str | None = None,
         notes: tuple[str, ...] = (),
         model: str = "",
     ) -> None:
@@ -80,6 +81,7 @@ class ChatSession:
         self._engine = engine
         self._format = chat_format
         self._salt = salt
+        self._adapter = adapter
         self._notes = notes
         self._model = model
         self._turn: _Turn | None = None
@@ -220,6 +222,7 @@ class ChatSession:
                 ids=prompt.ids,
                 params=params,
                 salt=self._salt,
+                adapter=self._adapter,
                 continues=False,
                 skip_special=not reply.shows_special,
                 notes=(*self._notes, *self._format.notes, *notes),

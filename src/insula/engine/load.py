@@ -6,12 +6,14 @@ was opened if a step of it fails. The model's name is the caller's affair (`hub.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from insula.config import KV_TYPES, WEIGHTS
 from insula.engine.backends import Choice, choose, require
@@ -34,6 +36,7 @@ from insula.types import ModelInfo
 
 if TYPE_CHECKING:
     from insula.engine.runner import NativeRunner
+    from insula.models.adapters import Adapter
     from insula.models.load import ModelFile
 
 #: Taken for the trained context where a file does not say.
@@ -73,6 +76,7 @@ class Options:
     tokens guessed at once per request.
     cache_dir: where the prefix cache is kept for the next run, cache_dir_bytes at most.
     weights: memory, or mmap: mapped from a packed file below `home`.
+    adapters: low-rank adapters by name.
     """
 
     n_ctx: int | None = None
@@ -89,6 +93,7 @@ class Options:
     cache_dir_bytes: int = CACHE_DIR_BYTES
     weights: str = "memory"
     home: Path | None = None
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
     def plan(self, *, n_ctx_train: int, bytes_per_token: int, weights: int = 0) -> ContextPlan:
         return plan_context(
@@ -164,7 +169,8 @@ def _own(
             f"the weights take {weights >> 20} MiB and {options.available >> 20} MiB of memory "
             "are free: they are read from disk again and again, which is slow"
         )
-    runner = _runner(model, choice.backend, plan.n_pages, kv_type, options)
+    adapters = _adapters(model, choice.backend, options)
+    runner = _runner(model, choice.backend, plan.n_pages, kv_type, options, adapters)
     stack.callback(runner.close)
     speculator: Speculator | None = None
     if draft is not None:
@@ -191,6 +197,7 @@ def _own(
         max_running=options.max_running,
         payoff=payoff,
         disk=disk,
+        adapters={adapter.name: adapter.digest for adapter in adapters},
     )
     info = ModelInfo(
         name=name,
@@ -212,6 +219,7 @@ def _own(
         threads=engine.threads,
         has_chat_template=model.tokenizer.chat_template is not None,
         speculation=options.speculate,
+        adapters=tuple(adapter.name for adapter in adapters),
         notes=(*notes, *disk_notes),
     )
     stack.pop_all()
@@ -242,7 +250,33 @@ def _weights(model: ModelFile, backend: str) -> int:
     return 4 * summary.parameters if backend == "reference" else summary.weight_bytes
 
 
-def _runner(model: ModelFile, backend: str, n_pages: int, kv_type: str, options: Options) -> Runner:
+def _adapters(model: ModelFile, backend: str, options: Options) -> list[Adapter]:
+    if not options.adapters:
+        return []
+    require(backend, "adapters")
+    from insula.models.adapter import read_adapter
+    from insula.models.adapters import Adapter
+
+    return [
+        Adapter(
+            name=name,
+            factors={
+                weight: (update.a, update.b * np.float32(update.scale))
+                for weight, update in read_adapter(path, model.gguf).items()
+            },
+        )
+        for name, path in options.adapters.items()
+    ]
+
+
+def _runner(
+    model: ModelFile,
+    backend: str,
+    n_pages: int,
+    kv_type: str,
+    options: Options,
+    adapters: Sequence[Adapter] = (),
+) -> Runner:
     if backend == "reference":
         from insula.ops.reference import ReferenceRunner
 
@@ -256,6 +290,7 @@ def _runner(model: ModelFile, backend: str, n_pages: int, kv_type: str, options:
         threads=options.n_threads,
         kv_type=kv_type,
         packed=(options.home, _fingerprint(model)) if options.weights == "mmap" else None,
+        adapters=adapters,
     )
 
 
@@ -296,6 +331,8 @@ def _disk_cache(
 
 
 def _llamacpp(path: Path, name: str, choice: Choice, options: Options) -> Loaded:
+    if options.adapters:
+        require(choice.backend, "adapters")
     if options.speculate != "off":
         require(choice.backend, "speculation")
     from insula import _native

@@ -27,6 +27,7 @@ CAPABILITIES: Mapping[str, str] = MappingProxyType(
         "concurrent": "several requests advance together in one batch",
         "speculation": "guessed tokens confirmed several at a time",
         "embeddings": "vectors for texts",
+        "adapters": "low-rank adapters, chosen per request",
         "gpu": "runs on a GPU where the installed build has one",
     }
 )
@@ -60,7 +61,9 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
         "native",
         "Insula's own engine",
         "insula._native",
-        _COMMON | {"sampling", "logits", "perplexity", "reproducible", "concurrent", "speculation"},
+        _COMMON
+        | {"sampling", "logits", "perplexity", "reproducible", "concurrent", "speculation"}
+        | {"adapters"},
         {
             "embeddings": "no embedding models yet",
             "gpu": "CPU only",
@@ -80,6 +83,7 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
             "reproducible": "llama.cpp's sums depend on batch, cache and threads",
             "concurrent": "requests wait for each other",
             "speculation": "not connected",
+            "adapters": "not connected",
             "embeddings": "not connected",
         },
     ),
@@ -88,7 +92,11 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
         "NumPy in float32: slow, and the truth",
         None,
         _COMMON | {"sampling", "logits", "perplexity", "reproducible", "concurrent", "speculation"},
-        {"embeddings": "no embedding models yet", "gpu": "CPU only"},
+        {
+            "embeddings": "no embedding models yet",
+            "gpu": "CPU only",
+            "adapters": "merge them into the weights: insula merge",
+        },
     ),
 )
 
