@@ -74,7 +74,7 @@ def test_a_vocabulary_that_ours_lacks_is_read_by_llamacpps(
 
 
 def test_a_model_in_parts(tmp_path: Path) -> None:
-    """Native refuses split files; llama.cpp finds the other parts by their names."""
+    """Of an architecture that native lacks; llama.cpp finds the other parts by their names."""
     first = write_xverse(tmp_path / "split.gguf", tensors_per_file=9)
     assert first.name == "split-00001-of-00003.gguf"
     with LLM(first, n_ctx=64, n_threads=1) as llm:

@@ -168,7 +168,6 @@ def test_truncation_while_mapped_is_an_error_not_a_signal(tmp_path: Path) -> Non
         (b"lmgg" + bytes(100), "GGML"),
         (b"fmgg" + bytes(100), "GGMF"),
         (b"tjgg" + bytes(100), "GGJT"),
-        (raw.file([raw.entry("split.count", 2, struct.pack("<H", 3))]), "3 parts"),
         (b"PK\x03\x04" + bytes(100), "pickle"),
         (b"\x80\x04\x95" + bytes(100), "pickle"),
     ],

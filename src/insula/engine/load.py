@@ -205,7 +205,7 @@ def _own(
         arch=model.arch,
         quantization=model.summary.quantization,
         parameters=model.summary.parameters,
-        file_bytes=path.stat().st_size,
+        file_bytes=model.gguf.size,
         n_vocab=graph.n_vocab,
         n_layers=graph.n_layers,
         n_embd=graph.n_embd,

@@ -15,7 +15,8 @@ import math
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -28,6 +29,7 @@ from insula import _native
 from insula.errors import FormatError, NotFoundError, UnsupportedError
 from insula.formats.ggml_types import DEQUANTIZABLE, REMOVED_TYPES, GGMLType
 from insula.formats.gguf_metadata import ENTRY_COST, MAX_KEY_BYTES, Cursor, Value, ValueType
+from insula.formats.gguf_split import check_part, paths_of_parts
 from insula.formats.identify import refusal
 from insula.formats.mapped import check_intact, open_mapping, release
 
@@ -58,7 +60,8 @@ class TensorInfo:
     """Where a tensor lies and how it is stored.
 
     shape is in numpy's order, slowest first: a linear weight is (out, in), and `in` is the row
-    that blocks divide. offset counts bytes from the start of the file.
+    that blocks divide. offset counts bytes from the start of the file; of a model in several
+    files, of number `part`.
     """
 
     name: str
@@ -66,6 +69,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    part: int = 0
 
     @property
     def n_elements(self) -> int:
@@ -79,9 +83,12 @@ class TensorInfo:
 
 
 class GGUFFile:
-    """An open GGUF file. Use `GGUFFile.open(path)`, best in a `with` statement."""
+    """An open GGUF file. Use `GGUFFile.open(path)`, best in a `with` statement.
 
-    def __init__(self, path: Path, mapping: _native.Mapping, *, allow_split: bool) -> None:
+    Of a model in several files it is the first one with the tensors of all.
+    """
+
+    def __init__(self, path: Path, mapping: _native.Mapping) -> None:
         self.path = path
         self._mapping = mapping
         self._bytes: NDArray[np.uint8] = np.frombuffer(mapping.view(), dtype=np.uint8)
@@ -96,36 +103,65 @@ class GGUFFile:
         self.alignment = _alignment(metadata, self._spans)
         parts = metadata.get("split.count", 1)
         self.split_count = parts if isinstance(parts, int) else 1
-        if self.split_count > 1 and not allow_split:
-            raise UnsupportedError(
-                f"{path.name} is one of {self.split_count} parts of a split model, which the "
-                "native engine does not load; merge them (llama-gguf-split --merge) or use the "
-                "llamacpp backend",
-                backend="native",
-            )
+        self._parts: list[GGUFFile] = [self]
         self.tensors: dict[str, TensorInfo] = _read_tensors(cursor, n_tensors, self.alignment)
         check_intact(mapping, path)
 
     @classmethod
-    def open(cls, path: str | Path, *, allow_split: bool = False) -> Self:
-        """Map and check the file at `path`.
+    def open(cls, path: str | Path, *, allow_split: bool = False) -> GGUFFile:
+        """Map and check the file at `path`; of a split model all its parts, whichever is named.
 
-        allow_split: open one part of a split model, with the tensors that lie in it.
+        allow_split: open one part of a split model alone, with the tensors that lie in it.
         Raises NotFoundError, FormatError (malformed, with `offset`), UnsupportedError (a format
         or version that is not read here) or ResourceError (cannot be mapped).
         """
         path = Path(path)
         mapping = open_mapping(path)
         try:
-            return cls(path, mapping, allow_split=allow_split)
+            file = cls(path, mapping)
         except BaseException:
             release(mapping)
             raise
+        if file.split_count == 1 or allow_split:
+            return file
+        try:
+            paths = paths_of_parts(path, file.split_count)
+        finally:
+            file.close()
+        with ExitStack() as stack:
+            parts = [stack.enter_context(cls.open(p, allow_split=True)) for p in paths]
+            parts[0]._join(parts)
+            stack.pop_all()
+        return parts[0]
+
+    def _join(self, parts: list[GGUFFile]) -> None:
+        """Take in the tensors of the other parts."""
+        tensors: dict[str, TensorInfo] = {}
+        for number, part in enumerate(parts):
+            check_part(part.path, part.metadata, number=number, count=len(parts))
+            for name, info in part.tensors.items():
+                if name in tensors:
+                    raise FormatError(f"tensor {name} is in two parts of {self.path.name}")
+                tensors[name] = replace(info, part=number)
+        wanted = self.metadata.get("split.tensors.count", len(tensors))
+        if wanted != len(tensors):
+            raise FormatError(
+                f"{self.path.name} says that its parts hold {wanted!r} tensors; they hold "
+                f"{len(tensors)}"
+            )
+        # What describes one part is not the model's.
+        kept = {key: v for key, v in self.metadata.items() if not key.startswith("split.")}
+        self.metadata = MappingProxyType(kept)
+        self._spans = {key: span for key, span in self._spans.items() if key in kept}
+        self.tensors = tensors
+        self.size = sum(part.size for part in parts)
+        self._parts = list(parts)
 
     def close(self) -> None:
         """Let the file go. Arrays from `data` stay readable; the last of them unmaps it."""
-        self._bytes = np.zeros(0, dtype=np.uint8)
-        release(self._mapping)
+        for part in self._parts:
+            part._bytes = np.zeros(0, dtype=np.uint8)
+            release(part._mapping)
 
     def __enter__(self) -> Self:
         return self
@@ -141,11 +177,12 @@ class GGUFFile:
     @property
     def poisoned(self) -> bool:
         """Whether the file was cut short while open; what was read since may be zeros."""
-        return self._mapping.poisoned
+        return any(part._mapping.poisoned for part in self._parts)
 
     def check(self) -> None:
         """Raise FormatError if `poisoned`. Call it after reading tensors, before using them."""
-        check_intact(self._mapping, self.path)
+        for part in self._parts:
+            check_intact(part._mapping, part.path)
 
     def info(self, name: str) -> TensorInfo:
         """The entry of tensor `name`; NotFoundError names the closest that is there.
@@ -165,9 +202,10 @@ class GGUFFile:
     def data(self, name: str) -> NDArray[np.uint8]:
         """The stored bytes of a tensor, uint8[nbytes]: a read-only view of the mapping."""
         info = self.info(name)
-        if len(self._bytes) != self.size:
+        stored = self._parts[info.part]._bytes
+        if not len(stored):
             raise ValueError(f"{self.path.name} is closed")
-        return self._bytes[info.offset : info.offset + info.nbytes]
+        return stored[info.offset : info.offset + info.nbytes]
 
     def dequantize(self, name: str) -> NDArray[np.float32]:
         """The values of a tensor, float32[shape].
@@ -194,7 +232,7 @@ class GGUFFile:
     def drop(self, name: str) -> None:
         """Give the memory of a tensor's pages back; its bytes are read again when needed."""
         info = self.info(name)
-        self._mapping.drop(info.offset, info.nbytes)
+        self._parts[info.part]._mapping.drop(info.offset, info.nbytes)
 
     def raw_metadata(self, key: str) -> tuple[ValueType, bytes]:
         """The type and the stored bytes of a metadata value, for copying it unchanged."""
@@ -216,6 +254,7 @@ def _rows(info: TensorInfo, start: int, stop: int) -> TensorInfo:
         shape=(stop - start, *info.shape[1:]),
         offset=info.offset + start * row,
         nbytes=(stop - start) * row,
+        part=info.part,
     )
 
 
