@@ -3,6 +3,7 @@
 // A phase is one of
 //   Rows       row-wise ops, parallel over rows
 //   Matmul     [norm ->] linears that share their input [-> glu | -> add], parallel over panels
+//   Output     a buffer's rows to the caller, parallel over rows
 //   Attention  [row-wise ops on q and k ->] store k, v -> attend, parallel over rows and heads
 // Fusing never changes a number: each fused op does per row what it does alone.
 #pragma once
@@ -22,7 +23,7 @@ struct Weight {
 };
 
 struct Phase {
-  enum Kind { Rows, Matmul, Attention } kind = Rows;
+  enum Kind { Rows, Matmul, Attention, Output } kind = Rows;
   std::vector<Op> ops;  // Rows: in order. Attention: what precedes it on q and k
   Op attention;         // Attention
   std::vector<Op> mats; // Matmul: linears (or one Logits) with the same src

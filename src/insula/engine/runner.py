@@ -33,6 +33,7 @@ from insula.ops.graph import (
     Positions,
     Rope,
     Scale,
+    TokenTypes,
 )
 
 PAGE_TOKENS = 64
@@ -96,7 +97,7 @@ class NativeRunner:
         except ValueError as error:
             raise FormatError(f"{gguf.path.name}: {error}") from None
         self.n_pages = n_pages
-        self.n_vocab = self._model.n_vocab
+        self.n_vocab = graph.n_vocab
         self.max_rows = max_rows
         self.isa = self._model.isa
         self.threads = self._model.threads
@@ -118,25 +119,28 @@ class NativeRunner:
         rows: ArrayLike,
         tables: Sequence[NDArray[np.int32]],
         logit_rows: ArrayLike,
+        types: ArrayLike | None = None,
     ) -> NDArray[np.float32]:
-        """Run T tokens and return logits [R, n_vocab] for `logit_rows` (indices into T).
+        """Run T tokens and return logits [R, n_vocab] for `logit_rows` (indices into T), or hidden
+        states [R, n_out] where the graph ends with them. types: of each token, 0 if None.
 
         rows[t] is the table (sequence) of token t; a sequence's tokens stand together and ascend
         in position. tables[s][p // 64] is the page of position p.
         """
         try:
-            logits = self._model.step(
+            out = self._model.step(
                 _ints(tokens),
                 _ints(positions),
                 _ints(rows),
                 [_ints(t) for t in tables],
                 _ints(logit_rows),
+                None if types is None else _ints(types),
             )
         except (ValueError, MemoryError) as error:
             raise EngineError(f"the native engine refused a step: {error}") from None
         if self._packed is not None:
             self._packed.check()
-        return logits
+        return out
 
     def copy_page(self, src: int, dst: int) -> None:
         """Copy one page of every layer."""
@@ -206,7 +210,7 @@ class NativeRunner:
 
 def matrices(graph: Graph) -> list[str]:
     """The tensors that the kernels read packed, each once, in order of first use."""
-    packed = Embed | Positions | Linear | Logits
+    packed = Embed | Positions | TokenTypes | Linear | Logits
     return list({op.weight: None for op in graph.ops if isinstance(op, packed)})
 
 
@@ -221,7 +225,7 @@ def _lower(op: Op, buffers: dict[str, int], weight: Any, vector: Any, table: Any
     match op:
         case Embed():
             out |= {"weight": weight(op.weight), "scale": op.scale}
-        case Positions():
+        case Positions() | TokenTypes():
             out["weight"] = weight(op.weight)
         case Norm():
             out |= {

@@ -1,10 +1,9 @@
 """A Hugging Face folder (config.json, safetensors, tokenizer) becomes a GGUF file.
 
-Owns what a checkpoint's names are called in GGUF, per architecture, and the three changes that
-GGUF makes to weights: the query and key rows of llama and its kin are permuted so that rotated
-pairs are adjacent, Gemma's norms get their +1, vectors are stored as F32. Nothing is guessed: a
-tensor without a name here, a config value that would change the maths and has no GGUF key
-(`convert_config`), or an unknown pre-tokenizer (`convert_tokenizer`) is refused.
+Owns the way of each tensor, and the changes that GGUF makes to weights: those of `convert_rules`,
+and that vectors are stored as F32. Nothing is guessed: a tensor without a name (`convert_rules`), a
+config value that would change the maths and has no GGUF key (`convert_config`), or an unknown
+pre-tokenizer (`convert_tokenizer`) is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from insula.errors import ConfigError, FormatError, UnsupportedError
 from insula.formats.ggml_types import GGMLType
 from insula.formats.gguf_writer import GGUFWriter
 from insula.formats.safetensors import SafetensorsFile
-from insula.models import convert_config
+from insula.models import convert_config, convert_pooling
+from insula.models.convert_rules import GEMMA2, GEMMA3, Rules, gguf_name, rules_of
 from insula.models.convert_tokenizer import tokenizer_metadata
 from insula.models.folder import read_json, weight_files
 
@@ -40,69 +40,6 @@ FLOATS: Mapping[str, tuple[GGMLType, np.dtype[Any]]] = MappingProxyType(
     }
 )
 FILE_TYPE = {GGMLType.F32: 0, GGMLType.F16: 1, GGMLType.BF16: 32}
-
-BLOCK = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """One architecture: its GGUF name, the names inside a layer, and what happens to weights.
-
-    permute: query and key rows to adjacent pairs. norm_offset: added to every norm weight.
-    """
-
-    arch: str
-    block: Mapping[str, str]
-    permute: bool = False
-    norm_offset: float = 0.0
-
-
-PRE_NORM = {**BLOCK, "post_attention_layernorm": "ffn_norm"}
-POST_NORMS = {
-    "post_attention_layernorm": "post_attention_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-GEMMA_BLOCK = {**BLOCK, **POST_NORMS, "pre_feedforward_layernorm": "ffn_norm"}
-
-LLAMA = Rules(arch="llama", block=PRE_NORM, permute=True)
-QWEN2 = Rules(arch="qwen2", block=PRE_NORM)
-QWEN3 = Rules(arch="qwen3", block={**PRE_NORM, **HEAD_NORMS})
-GEMMA2 = Rules(arch="gemma2", block=GEMMA_BLOCK, norm_offset=1.0)
-GEMMA3 = Rules(arch="gemma3", block={**GEMMA_BLOCK, **HEAD_NORMS}, norm_offset=1.0)
-GRANITE = Rules(arch="granite", block=PRE_NORM, permute=True)
-SMOLLM3 = Rules(arch="smollm3", block=PRE_NORM, permute=True)
-OLMO2 = Rules(arch="olmo2", block={**BLOCK, **HEAD_NORMS, **POST_NORMS})
-PHI3 = Rules(
-    arch="phi3",
-    block={**PRE_NORM, "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
-)
-
-#: config.json's architectures[0] -> rules
-RULES: Mapping[str, Rules] = MappingProxyType(
-    {
-        "LlamaForCausalLM": LLAMA,
-        "MistralForCausalLM": LLAMA,
-        "Qwen2ForCausalLM": QWEN2,
-        "Qwen3ForCausalLM": QWEN3,
-        "Gemma2ForCausalLM": GEMMA2,
-        "Gemma3ForCausalLM": GEMMA3,
-        "Gemma3ForConditionalGeneration": GEMMA3,
-        "GraniteForCausalLM": GRANITE,
-        "SmolLM3ForCausalLM": SMOLLM3,
-        "Olmo2ForCausalLM": OLMO2,
-        "Phi3ForCausalLM": PHI3,
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,20 +70,22 @@ def convert(
     if dtype not in ("auto", "f32", "f16", "bf16"):
         raise ConfigError(f"dtype is {dtype!r}, allowed are auto, f32, f16 and bf16")
     config = read_json(folder / "config.json")
-    rules = _rules(config)
+    rules = rules_of(config)
     notes: list[str] = []
     if "text_config" in config:
         notes.append("the vision half of the model was left out")
         config = config["text_config"]
 
     with ExitStack() as stack:
-        weights: dict[str, _Weight] = {}
+        parts: dict[str, dict[int, _Weight]] = {}
         for path in weight_files(folder):
             file = stack.enter_context(SafetensorsFile.open(path))
             for source in file.tensors:
-                name = _gguf_name(source, rules, config)
-                if name is not None:
-                    weights[name] = _weight(file, source, name, rules, config, dtype)
+                named = gguf_name(source, rules, config)
+                if named is not None:
+                    made = _weight(file, source, named[0], rules, config, dtype)
+                    parts.setdefault(named[0], {})[named[1]] = made
+        weights = {name: _joined(name, found) for name, found in parts.items()}
         embedding = weights.get("token_embd.weight")
         if embedding is None:
             raise FormatError(f"{folder} has no embedding (model.embed_tokens.weight)")
@@ -158,7 +97,8 @@ def convert(
         writer.add("general.type", "model")
         writer.add("general.name", folder.resolve().name)
         writer.add("general.file_type", FILE_TYPE[embedding.type])
-        model = convert_config.metadata(rules.arch, config)
+        model = rules.metadata(rules.arch, config)
+        model |= convert_pooling.metadata(folder, config)
         for key, value in model.items():
             writer.add(f"{rules.arch}.{key}", value)
         if rules in (GEMMA2, GEMMA3) and "attention.scale" in model:
@@ -181,39 +121,6 @@ def convert(
     return tuple(notes)
 
 
-def _rules(config: Mapping[str, Any]) -> Rules:
-    names = config.get("architectures") or [None]
-    rules = RULES.get(names[0]) if isinstance(names, list) else None
-    if rules is None:
-        raise UnsupportedError(
-            f"config.json names the architecture {names!r}; the converter knows "
-            f"{', '.join(sorted(RULES))}"
-        )
-    return rules
-
-
-def _gguf_name(source: str, rules: Rules, config: Mapping[str, Any]) -> str | None:
-    """What GGUF calls a checkpoint's tensor; None for what GGUF leaves out."""
-    if re.match(r"(model\.)?(vision_tower|multi_modal_projector)\.", source):
-        return None
-    if source.endswith("rotary_emb.inv_freq"):
-        return None  # follows from the metadata
-    name = re.sub(r"^(language_model\.)?(model\.)?(language_model\.)?", "", source)
-    if name == "lm_head.weight":
-        return None if config.get("tie_word_embeddings") else "output.weight"
-    if name == "embed_tokens.weight":
-        return "token_embd.weight"
-    if name == "norm.weight":
-        return "output_norm.weight"
-    match = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
-    if match and match[2] in rules.block:
-        return f"blk.{int(match[1])}.{rules.block[match[2]]}.{match[3]}"
-    raise UnsupportedError(
-        f"tensor {source} has no counterpart in GGUF's {rules.arch}; leaving it out could "
-        "change the model's answers"
-    )
-
-
 def _weight(
     file: SafetensorsFile,
     source: str,
@@ -231,10 +138,12 @@ def _weight(
         )
     found, moved_as = FLOATS[info.dtype]
     shape = tuple(info.shape)
-    if len(shape) == 1:
+    if len(shape) == 1 or re.search(r"(_norm|^position_embd|^token_types)\.weight$", name):
         wanted = GGMLType.F32
     else:
         wanted = found if dtype == "auto" else GGMLType[dtype.upper()]
+    if rules.change is not None:  # what it makes of the shape, without reading anything
+        shape = rules.change(name, np.broadcast_to(np.uint8(0), shape), config).shape
     heads = 0
     if rules.permute and re.search(r"\.attn_[qk]\.", name):
         heads = config["num_attention_heads"]
@@ -242,7 +151,9 @@ def _weight(
             heads = config.get("num_key_value_heads") or heads
 
     def load() -> NDArray[np.uint8]:
-        values = file.data(source).view(moved_as).reshape(shape)
+        values = file.data(source).view(moved_as).reshape(info.shape)
+        if rules.change is not None:
+            values = rules.change(name, values, config)
         if heads:
             values = adjacent_pairs(values, heads)
         if len(shape) == 1 and rules.norm_offset and "norm" in name:
@@ -251,6 +162,24 @@ def _weight(
         return _encoded(values, found, wanted)
 
     return _Weight(type=wanted, shape=shape, load=load)
+
+
+def _joined(name: str, parts: Mapping[int, _Weight]) -> _Weight:
+    """The parts of a tensor, one below the other."""
+    if sorted(parts) != list(range(len(parts))):
+        raise FormatError(f"of GGUF's {name} the checkpoint has the parts {sorted(parts)} alone")
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    ordered = [parts[i] for i in range(len(parts))]
+    if len({(w.type, w.shape[1:]) for w in ordered}) != 1:
+        raise FormatError(f"the parts of GGUF's {name} differ in type or width")
+
+    def load() -> NDArray[np.uint8]:
+        return np.concatenate([w.load() for w in ordered])
+
+    rows = sum(w.shape[0] for w in ordered)
+    return _Weight(type=first.type, shape=(rows, *first.shape[1:]), load=load)
 
 
 def adjacent_pairs(values: NDArray[Any], heads: int) -> NDArray[Any]:

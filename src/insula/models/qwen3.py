@@ -3,14 +3,24 @@
 A llama block whose query and key heads are normed, each head by itself, before the rotation.
 Heads are as wide as attention.key_length says (128 in the released models, whatever n_embd is);
 rotated pairs lie half a head apart: style "neox". Refused: experts (qwen3moe is its own name).
+Qwen3 Embedding (arXiv:2506.05176) is the same up to the last norm, whose rows it gives: its files
+state a pooling.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from insula.models import rope
-from insula.models.blocks import ADD, Block, decoder, embedding, logits, turning
+from insula.models import pooling, rope
+from insula.models.blocks import (
+    ADD,
+    Block,
+    decoder,
+    embedding,
+    hidden_states,
+    logits,
+    turning,
+)
 from insula.models.checkpoint import Checkpoint
 from insula.ops.graph import Graph, Op, Rope
 
@@ -20,7 +30,6 @@ CHANGES_THE_MATHS = (
     "attention.sliding_window",
     "attn_logit_softcapping",
     "logit_scale",
-    "pooling_type",
 )
 
 
@@ -36,5 +45,6 @@ def graph(ckpt: Checkpoint) -> Graph:
         ops += [b.norm("h", "x", "attn_norm"), *b.qkv("h"), *b.head_norms(), *turned]
         ops += [*b.attention(), ADD]
         ops += [b.norm("h", "x", "ffn_norm"), *b.gated("h"), ADD]
-    ops += logits(ckpt, d)
-    return decoder(ckpt, d, ops)
+    pooled = pooling.from_checkpoint(ckpt, n_embd=d.n_embd)
+    ops += logits(ckpt, d) if pooled is None else hidden_states(ckpt, d)
+    return decoder(ckpt, d, ops, pooling=pooled)
