@@ -31,7 +31,7 @@ using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::c
 using Doubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 OpKind kind_of(const std::string &s) {
-  for (int i = 0; i <= static_cast<int>(OpKind::Logits); ++i)
+  for (int i = 0; i <= static_cast<int>(OpKind::Output); ++i)
     if (s == insula::op_name(static_cast<OpKind>(i)))
       return static_cast<OpKind>(i);
   throw std::invalid_argument("unknown op '" + s + "'");
@@ -116,14 +116,17 @@ insula::KVType kv_type(const std::string &s) {
   throw std::invalid_argument("unknown type '" + s + "' of keys and values");
 }
 
-using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+using Rows = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
-Logits step(Model &m, Ints tokens, Ints positions, Ints rows, std::vector<Ints> tables,
-            Ints logit_rows, std::optional<Ints> adapters) {
+Rows step(Model &m, Ints tokens, Ints positions, Ints rows, std::vector<Ints> tables,
+          Ints logit_rows, std::optional<Ints> adapters, std::optional<Ints> types) {
   if (positions.shape(0) != tokens.shape(0) || rows.shape(0) != tokens.shape(0))
     throw std::invalid_argument("tokens, positions and rows differ in length");
+  if (types && types->shape(0) != tokens.shape(0))
+    throw std::invalid_argument("tokens and types differ in length");
   insula::Batch b;
   b.tokens = tokens.data(), b.positions = positions.data(), b.rows = rows.data();
+  b.types = types ? types->data() : nullptr;
   b.T = static_cast<int>(tokens.shape(0));
   for (const Ints &t : tables) {
     b.tables.push_back(t.data());
@@ -135,14 +138,14 @@ Logits step(Model &m, Ints tokens, Ints positions, Ints rows, std::vector<Ints> 
     b.adapters = adapters->data();
   }
   b.logit_rows = logit_rows.data(), b.R = static_cast<int>(logit_rows.shape(0));
-  const size_t R = logit_rows.shape(0), V = static_cast<size_t>(m.n_vocab());
+  const size_t R = logit_rows.shape(0), V = static_cast<size_t>(m.n_out());
   float *out = new float[R * V + 1];
   nb::capsule owner(out, [](void *p) noexcept { delete[] static_cast<float *>(p); });
   {
     nb::gil_scoped_release release;
     m.step(b, out);
   }
-  return Logits(out, {R, V}, owner);
+  return Rows(out, {R, V}, owner);
 }
 
 uint64_t save_page(Model &m, int page, int tokens, OutBytes out) {
@@ -227,7 +230,7 @@ void bind_engine(nb::module_ &m) {
           nb::arg("n_pages"), nb::arg("kv_type"), nb::arg("max_rows"))
       .def("step", &step, nb::arg("tokens"), nb::arg("positions"), nb::arg("rows"),
            nb::arg("tables"), nb::arg("logit_rows"), nb::arg("adapters") = nb::none(),
-           "One forward pass: float32 [len(logit_rows), n_vocab].")
+           nb::arg("types") = nb::none(), "One forward pass: float32 [len(logit_rows), n_out].")
       .def("copy_page", &Model::copy_page, nb::arg("src"), nb::arg("dst"))
       .def("populate", &Model::populate, nb::arg("pages"), nb::call_guard<nb::gil_scoped_release>(),
            "Memory for the first pages now, and not when they are first written.")
@@ -236,7 +239,7 @@ void bind_engine(nb::module_ &m) {
            "checksum.")
       .def("load_pages", &load_pages, nb::arg("pages"), nb::arg("files"), nb::arg("offset"),
            "Fill pages from descriptors; each one's checksum, None if it could not be read.")
-      .def_prop_ro("n_vocab", &Model::n_vocab)
+      .def_prop_ro("n_out", &Model::n_out)
       .def_prop_ro("n_pages", &Model::n_pages)
       .def_prop_ro("max_rows", &Model::max_rows)
       .def_prop_ro("threads", &Model::threads)

@@ -16,6 +16,7 @@ namespace insula {
 enum class OpKind : uint8_t {
   Embed,
   Positions,
+  TokenTypes,
   Norm,
   Linear,
   Lora,
@@ -26,7 +27,8 @@ enum class OpKind : uint8_t {
   Experts,
   Add,
   Scale,
-  Logits
+  Logits,
+  Output
 };
 
 // One op of ops/graph.py. Buffers, weights, vectors and frequency tables are indices; -1: none.
@@ -58,6 +60,7 @@ struct Batch {
   const int32_t *tokens = nullptr;    // T
   const int32_t *positions = nullptr; // T
   const int32_t *rows = nullptr;      // T: which table token t belongs to
+  const int32_t *types = nullptr;     // T, or null: all 0
   int T = 0;
   std::vector<const int32_t *> tables; // page ids of each sequence
   std::vector<int> table_sizes;
@@ -92,8 +95,8 @@ public:
   // Address space for `n` pages of 64 tokens; memory is used when a page is first written.
   void allocate(int n_pages, KVType kv, int max_rows);
 
-  // logits: R x n_vocab float32.
-  void step(const Batch &batch, float *logits);
+  // out: R x n_out float32, logits or hidden states as the program's last op says.
+  void step(const Batch &batch, float *out);
   void copy_page(int from, int to);
   // Memory for the first pages now, and not when they are first written.
   void populate(int pages);
@@ -105,7 +108,7 @@ public:
   std::vector<bool> load_pages(const std::vector<int> &pages, const std::vector<int> &files,
                                uint64_t offset, std::vector<uint64_t> &sums);
 
-  int n_vocab() const;
+  int n_out() const;
   int n_pages() const;
   int max_rows() const;
   int threads() const;

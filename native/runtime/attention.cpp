@@ -131,8 +131,8 @@ int Executor::sees(const Op &a, int row) const {
 void Executor::chunk(const Op &a, int thread, const int *rows, int n, int head, int chunk) {
   Scratch &t = *scratch_[static_cast<size_t>(thread)];
   const int G = a.heads / a.kv_heads, base = chunk * kAttnChunk;
-  const float *q[kQueries];
-  int lo[kQueries], hi[kQueries], last = 0;
+  const float *q[kMostQueries];
+  int lo[kMostQueries], hi[kMostQueries], last = 0;
   for (int r = 0; r < n; ++r)
     last = std::max(last, sees(a, rows[r]));
   const int len = std::min(kAttnChunk, last - base);

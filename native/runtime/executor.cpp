@@ -30,9 +30,10 @@ Executor::Executor(State &state, ThreadPool &pool) : s_(state), pool_(pool) {
     if (s_.kernels->wide_from)
       c->wide = Buffer(wide_scratch(s_.max_rows, k));
     c->norm = Buffer(k * 4);
-    c->scores = Buffer(kQueries * kAttnChunk * 4);
-    c->m = Buffer(kQueries * 4), c->l = Buffer(kQueries * 4), c->o = Buffer(kQueries * hp * 4);
-    c->m2 = Buffer(kQueries * 4), c->l2 = Buffer(kQueries * 4), c->o2 = Buffer(kQueries * hp * 4);
+    c->scores = Buffer(kMostQueries * kAttnChunk * 4);
+    for (Buffer *b : {&c->m, &c->l, &c->m2, &c->l2})
+      *b = Buffer(kMostQueries * 4);
+    c->o = Buffer(kMostQueries * hp * 4), c->o2 = Buffer(kMostQueries * hp * 4);
     scratch_.push_back(std::move(c));
   }
   for (const Phase &p : s_.phases)
@@ -51,9 +52,9 @@ Executor::Executor(State &state, ThreadPool &pool) : s_(state), pool_(pool) {
 
 Executor::~Executor() = default;
 
-void Executor::step(const Batch &batch, float *logits) {
+void Executor::step(const Batch &batch, float *out) {
   b_ = &batch;
-  logits_ = logits;
+  out_ = out;
   spans_.clear();
   longest_ = 0;
   for (int t = 0; t < batch.T; ++t) {
@@ -88,6 +89,8 @@ void Executor::run(int thread) {
       matmul_phase(p, thread, c, panels_[i]);
     else if (p.kind == Phase::Experts)
       experts_phase(p, thread, c);
+    else if (p.kind == Phase::Output)
+      output_phase(p, c[0]);
     else
       attention_phase(p, thread, c);
     const uint8_t *ahead = b_->T <= kAheadRows ? next_weights(i + 1, thread) : nullptr;
@@ -141,9 +144,12 @@ void Executor::row_op(const Op &o, int thread, int row, int head0, int heads) {
         y[i] *= o.scale;
     break;
   }
-  case OpKind::Positions: {
+  case OpKind::Positions:
+  case OpKind::TokenTypes: {
     const Weight &w = s_.weights[static_cast<size_t>(o.weight)];
-    const int at = b_->positions[row];
+    const int at = o.kind == OpKind::Positions ? b_->positions[row]
+                   : b_->types                 ? b_->types[row]
+                                               : 0;
     float *x = scratch_[static_cast<size_t>(thread)]->norm.as<float>(), *y = s_.row(o.dst, row);
     unpack_row(w.layout, w.data + static_cast<size_t>(at / kPanel) * panel_bytes(w.layout, w.cols),
                at % kPanel, w.cols, x);
@@ -153,9 +159,11 @@ void Executor::row_op(const Op &o, int thread, int row, int head0, int heads) {
   }
   case OpKind::Norm: {
     const size_t n = static_cast<size_t>(s_.widths[static_cast<size_t>(o.src)] / o.heads);
-    const float *w = s_.vectors[static_cast<size_t>(o.weight)].data();
+    const std::vector<float> &weight = s_.vectors[static_cast<size_t>(o.weight)];
+    const size_t own = weight.size() == n ? 0 : n; // from one part's weights to the next one's
+    const float *w = weight.data() + static_cast<size_t>(head0) * own;
     const float *b = o.bias < 0 ? nullptr : s_.vectors[static_cast<size_t>(o.bias)].data();
-    for (int h = head0; h < head0 + heads; ++h) {
+    for (int h = head0; h < head0 + heads; ++h, w += own) {
       const float *x = s_.row(o.src, row) + static_cast<size_t>(h) * n;
       float *y = s_.row(o.dst, row) + static_cast<size_t>(h) * n;
       if (o.layer_norm)
@@ -239,6 +247,12 @@ void Executor::rows_phase(const Phase &p, int thread, Claims &c) {
   for (int r; (r = c.claim(1)) < b_->T;)
     for (const Op &o : p.ops)
       row_op(o, thread, r, 0, o.heads);
+}
+
+void Executor::output_phase(const Phase &p, Claims &c) {
+  const size_t n = static_cast<size_t>(s_.n_out);
+  for (int i; (i = c.claim(1)) < b_->R;)
+    std::memcpy(out_ + static_cast<size_t>(i) * n, s_.row(p.ops[0].src, b_->logit_rows[i]), n * 4);
 }
 
 // Row x of k values into place `at` of the input's tiles, in every form that is needed.
@@ -328,7 +342,7 @@ void Executor::matmul_phase(const Phase &p, int thread, Claims *c, Shares &panel
         dst = p.add_to;
       }
       if (p.logits) {
-        j.dst = logits_, j.dst_stride = static_cast<size_t>(s_.n_vocab);
+        j.dst = out_, j.dst_stride = static_cast<size_t>(s_.n_out);
       } else {
         j.dst = s_.row(dst, 0), j.dst_stride = s_.strides[static_cast<size_t>(dst)];
       }
@@ -343,12 +357,12 @@ void Executor::matmul_phase(const Phase &p, int thread, Claims *c, Shares &panel
   if (p.logits && (p.mats[0].scale != 1.0f || p.mats[0].softcap > 0.0f)) {
     pool_.barrier();
     for (int i; (i = c[1].claim(1)) < M;) {
-      float *y = logits_ + static_cast<size_t>(i) * static_cast<size_t>(s_.n_vocab);
+      float *y = out_ + static_cast<size_t>(i) * static_cast<size_t>(s_.n_out);
       if (p.mats[0].scale != 1.0f)
-        for (int n = 0; n < s_.n_vocab; ++n)
+        for (int n = 0; n < s_.n_out; ++n)
           y[n] *= p.mats[0].scale;
       if (p.mats[0].softcap > 0.0f)
-        s_.kernels->softcap(y, static_cast<size_t>(s_.n_vocab), p.mats[0].softcap);
+        s_.kernels->softcap(y, static_cast<size_t>(s_.n_out), p.mats[0].softcap);
     }
   }
 }

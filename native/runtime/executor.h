@@ -20,7 +20,7 @@ struct State {
   std::vector<int> widths;
   std::vector<Slot> slots;
   std::vector<Phase> phases;
-  int n_vocab = 0;
+  int n_out = 0; // width of what a step gives
 
   int n_pages = 0, max_rows = 0;
   KVType kv_type = KVType::F16;
@@ -46,7 +46,7 @@ class Executor {
 public:
   Executor(State &state, ThreadPool &pool);
   ~Executor();
-  void step(const Batch &batch, float *logits);
+  void step(const Batch &batch, float *out);
 
 private:
   struct Inputs;  // a product's input rows, in the forms that kernels take
@@ -67,6 +67,7 @@ private:
   void lora(const Op &o, int thread, int row);
   void rows_phase(const Phase &p, int thread, Claims &c);
   void matmul_phase(const Phase &p, int thread, Claims *c, Shares &panels);
+  void output_phase(const Phase &p, Claims &c);
   const uint8_t *next_weights(size_t phase, int thread) const;
   void place_row(const Forms &forms, const float *x, size_t k, const ActSet &set, int at);
   // Experts, in experts.cpp.
@@ -90,7 +91,7 @@ private:
   State &s_;
   ThreadPool &pool_;
   const Batch *b_ = nullptr;
-  float *logits_ = nullptr;
+  float *out_ = nullptr;
   std::vector<Span> spans_;
   int longest_ = 0;    // largest position + 1
   bool split_ = false; // few long sequences: threads share out their chunks

@@ -9,6 +9,7 @@
 #include "insula.h"
 #include "insula_isa.h"
 #include "page_io.h"
+#include "scratch.h"
 #include "topology.h"
 
 namespace insula {
@@ -159,12 +160,14 @@ void Model::set_program(std::vector<Op> ops, std::vector<int> widths, std::vecto
     if (t.kv_heads <= 0 || t.head_dim <= 0 || t.head_dim > 1024)
       fail("a slot's shape is wrong");
   for (const Op &o : ops)
-    if (o.kind == OpKind::Attention && o.heads / std::max(1, o.kv_heads) > 32)
-      fail("more than 32 query heads share a kv head");
+    if (o.kind == OpKind::Attention && o.heads / std::max(1, o.kv_heads) > kMostQueries)
+      fail("more than " + std::to_string(kMostQueries) + " query heads share a kv head");
   s.phases = compile(ops, widths, slots, s.weights, s.vectors, s.freqs, s.loras);
   s.widths = std::move(widths);
   s.slots = std::move(slots);
-  s.n_vocab = s.weights[static_cast<size_t>(ops.back().weight)].rows;
+  const Op &last = ops.back();
+  s.n_out = last.kind == OpKind::Logits ? s.weights[static_cast<size_t>(last.weight)].rows
+                                        : s.widths[static_cast<size_t>(last.src)];
 }
 
 void Model::allocate(int n_pages, KVType kv, int max_rows) {
@@ -189,7 +192,7 @@ void Model::allocate(int n_pages, KVType kv, int max_rows) {
   impl_->executor = std::make_unique<Executor>(s, impl_->pool);
 }
 
-void Model::step(const Batch &b, float *logits) {
+void Model::step(const Batch &b, float *out) {
   std::lock_guard<std::mutex> lock(impl_->mutex);
   const State &s = impl_->s;
   if (!impl_->executor)
@@ -198,13 +201,15 @@ void Model::step(const Batch &b, float *logits) {
     fail("a step takes 1 to " + std::to_string(s.max_rows) + " tokens, not " + std::to_string(b.T));
   if (b.R < 0 || b.R > b.T)
     fail("more logit rows than tokens");
-  int vocab = 1 << 30, places = 1 << 30;
+  int vocab = 1 << 30, places = 1 << 30, types = 1 << 30;
   for (const Phase &p : s.phases)
     for (const Op &o : p.ops) {
       if (o.kind == OpKind::Embed)
         vocab = std::min(vocab, s.weights[static_cast<size_t>(o.weight)].rows);
       if (o.kind == OpKind::Positions)
         places = std::min(places, s.weights[static_cast<size_t>(o.weight)].rows);
+      if (o.kind == OpKind::TokenTypes)
+        types = std::min(types, s.weights[static_cast<size_t>(o.weight)].rows);
     }
   size_t adapters = 0;
   for (const Lora &l : s.loras)
@@ -217,6 +222,8 @@ void Model::step(const Batch &b, float *logits) {
     if (b.tokens[t] < 0 || b.tokens[t] >= vocab)
       fail("token " + std::to_string(b.tokens[t]) + " is not in the vocabulary of " +
            std::to_string(vocab));
+    if (b.types && (b.types[t] < 0 || b.types[t] >= types))
+      fail("a token's type is not one of " + std::to_string(types));
     const int r = b.rows[t], pos = b.positions[t];
     if (r < 0 || r >= static_cast<int>(b.tables.size()))
       fail("a token names no table");
@@ -240,7 +247,7 @@ void Model::step(const Batch &b, float *logits) {
   for (int i = 0; i < b.R; ++i)
     if (b.logit_rows[i] < 0 || b.logit_rows[i] >= b.T)
       fail("a logit row does not exist");
-  impl_->executor->step(b, logits);
+  impl_->executor->step(b, out);
 }
 
 void Model::copy_page(int from, int to) {
@@ -317,7 +324,7 @@ std::vector<bool> Model::load_pages(const std::vector<int> &pages, const std::ve
   return {read.begin(), read.end()};
 }
 
-int Model::n_vocab() const { return impl_->s.n_vocab; }
+int Model::n_out() const { return impl_->s.n_out; }
 int Model::n_pages() const { return impl_->s.n_pages; }
 int Model::max_rows() const { return impl_->s.max_rows; }
 int Model::threads() const { return impl_->pool.size(); }

@@ -1,5 +1,6 @@
 #include "program.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -11,6 +12,8 @@ const char *op_name(OpKind k) {
     return "Embed";
   case OpKind::Positions:
     return "Positions";
+  case OpKind::TokenTypes:
+    return "TokenTypes";
   case OpKind::Norm:
     return "Norm";
   case OpKind::Linear:
@@ -33,6 +36,8 @@ const char *op_name(OpKind k) {
     return "Scale";
   case OpKind::Logits:
     return "Logits";
+  case OpKind::Output:
+    return "Output";
   }
   return "?";
 }
@@ -96,17 +101,26 @@ struct Checker {
     vector(o.down_bias, down.rows, true);
   }
 
+  // A norm's weight: one for each of its parts, or the same for all of them.
+  void norm_weight(const Op &o) const {
+    const int n = width(o.src);
+    const bool whole = o.weight >= 0 && o.weight < static_cast<int>(vectors.size()) &&
+                       static_cast<int>(vectors[static_cast<size_t>(o.weight)].size()) == n;
+    vector(o.weight, whole ? n : n / o.heads, false);
+  }
+
   void check(const Op &o, size_t index) {
     at = index, kind = o.kind;
     switch (o.kind) {
     case OpKind::Embed:
     case OpKind::Positions:
+    case OpKind::TokenTypes:
       need(static_cast<int>(weight(o.weight).cols) == width(o.dst), "widths differ");
       break;
     case OpKind::Norm:
       need(width(o.dst) == width(o.src), "widths differ");
       need(o.heads > 0 && width(o.src) % o.heads == 0, "heads do not divide the width");
-      vector(o.weight, width(o.src) / o.heads, false);
+      norm_weight(o);
       vector(o.bias, width(o.src) / o.heads, true);
       break;
     case OpKind::Linear:
@@ -163,6 +177,9 @@ struct Checker {
     case OpKind::Scale:
       width(o.dst);
       break;
+    case OpKind::Output:
+      width(o.src);
+      break;
     case OpKind::Logits:
       need(static_cast<int>(weight(o.weight).cols) == width(o.src), "input width differs");
       break;
@@ -178,8 +195,10 @@ bool reads(const Op &o, int b) {
   case OpKind::Linear:
   case OpKind::Act:
   case OpKind::Logits:
+  case OpKind::Output:
     return o.src == b;
   case OpKind::Positions:
+  case OpKind::TokenTypes:
   case OpKind::Rope:
   case OpKind::Scale:
     return o.dst == b;
@@ -195,8 +214,9 @@ bool reads(const Op &o, int b) {
   return true;
 }
 bool overwrites(const Op &o, int b) {
-  return o.dst == b && o.kind != OpKind::Positions && o.kind != OpKind::Lora &&
-         o.kind != OpKind::Add && o.kind != OpKind::Rope && o.kind != OpKind::Scale;
+  return o.dst == b && o.kind != OpKind::Positions && o.kind != OpKind::TokenTypes &&
+         o.kind != OpKind::Lora && o.kind != OpKind::Add && o.kind != OpKind::Rope &&
+         o.kind != OpKind::Scale;
 }
 
 // Whether the value of `b` is never read from op `from` on.
@@ -212,7 +232,7 @@ bool dead(const std::vector<Op> &ops, size_t from, int b) {
 
 bool row_wise(OpKind k) {
   return k != OpKind::Linear && k != OpKind::Attention && k != OpKind::Experts &&
-         k != OpKind::Logits;
+         k != OpKind::Logits && k != OpKind::Output;
 }
 
 // Whether op i is a norm that belongs to the product after it.
@@ -234,8 +254,11 @@ std::vector<Phase> compile(const std::vector<Op> &ops, const std::vector<int> &w
   Checker c{widths, slots, weights, vectors, freqs, loras};
   for (size_t i = 0; i < ops.size(); ++i)
     c.check(ops[i], i);
-  if (ops.empty() || ops.back().kind != OpKind::Logits)
-    throw std::invalid_argument("a program ends with Logits");
+  auto last = [](const Op &o) { return o.kind == OpKind::Logits || o.kind == OpKind::Output; };
+  if (ops.empty() || !last(ops.back()))
+    throw std::invalid_argument("a program ends with Logits or Output");
+  if (std::count_if(ops.begin(), ops.end(), last) > 1)
+    throw std::invalid_argument("only the last op may be Logits or Output");
 
   std::vector<Phase> out;
   for (size_t i = 0; i < ops.size();) {
@@ -252,8 +275,6 @@ std::vector<Phase> compile(const std::vector<Op> &ops, const std::vector<int> &w
       }
       const int src = ops[i].src;
       if (ops[i].kind == OpKind::Logits) {
-        if (i + 1 != ops.size())
-          throw std::invalid_argument("Logits is not the last op");
         p.logits = true;
         p.mats.push_back(ops[i++]);
       } else {
@@ -313,6 +334,12 @@ std::vector<Phase> compile(const std::vector<Op> &ops, const std::vector<int> &w
       continue;
     }
     Phase p;
+    if (o.kind == OpKind::Output) {
+      p.kind = Phase::Output;
+      p.ops.push_back(ops[i++]);
+      out.push_back(std::move(p));
+      continue;
+    }
     while (i < ops.size() && row_wise(ops[i].kind)) {
       if (feeds_product(ops, i))
         break;

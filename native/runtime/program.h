@@ -3,6 +3,7 @@
 // A phase is one of
 //   Rows       row-wise ops, parallel over rows
 //   Matmul     [norm ->] linears that share their input [-> glu | -> add], parallel over panels
+//   Output     a buffer's rows to the caller, parallel over rows
 //   Attention  [row-wise ops on q and k ->] store k, v -> attend, parallel over rows and heads
 //   Experts    choose -> gate and up -> down -> weighted sum, parallel over experts' panels
 // Fusing never changes a number: each fused op does per row what it does alone.
@@ -37,7 +38,7 @@ struct Forms {
 using Lora = std::vector<std::pair<int, int>>; // of each adapter: two weights, or -1
 
 struct Phase {
-  enum Kind { Rows, Matmul, Attention, Experts } kind = Rows;
+  enum Kind { Rows, Matmul, Attention, Experts, Output } kind = Rows;
   std::vector<Op> ops;  // Rows: in order. Attention: what precedes it on q and k
   Op attention;         // Attention
   Op experts;           // Experts; `forms` are of gate and up

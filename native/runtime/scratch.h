@@ -4,7 +4,8 @@
 
 namespace insula {
 
-inline constexpr int kQueries = 32; // query vectors of one attention task
+inline constexpr int kQueries = 32;      // query vectors of one attention task,
+inline constexpr int kMostQueries = 128; // unless so many share one KV head
 
 // One set of activation buffers: room for `rows` rows of up to k values, whatever the tile.
 struct ActBuffers {

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from insula.llm import LLM as LLM
     from insula.types import Chunk as Chunk
     from insula.types import Completion as Completion
+    from insula.types import Embeddings as Embeddings
     from insula.types import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ _HOMES = {
     "InsulaError": "insula.errors",
     "SamplingParams": "insula.types",
     "Completion": "insula.types",
+    "Embeddings": "insula.types",
     "Chunk": "insula.types",
 }
 
@@ -34,6 +36,7 @@ __all__ = [
     "ChatSession",
     "Chunk",
     "Completion",
+    "Embeddings",
     "InsulaError",
     "SamplingParams",
 ]

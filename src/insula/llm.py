@@ -23,8 +23,8 @@ from insula.engine.load import CACHE_DIR_BYTES, Options, load
 from insula.engine.options import samples, sampling_params
 from insula.engine.request import Handle, Request, TextEngine, Tokenizer
 from insula.engine.stream import Stream
-from insula.errors import ConfigError
-from insula.types import Completion, Message, ModelInfo, SamplingParams
+from insula.errors import ConfigError, UnsupportedError
+from insula.types import Completion, Embeddings, Message, ModelInfo, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from insula.chat.prompt import ChatFormat, Overflow
     from insula.chat.session import ChatSession
     from insula.chat.templates import ChatTemplate
+    from insula.engine.embedding import EmbeddingEngine
     from insula.hub.transport import Progress
 
 #: One prompt: text, or token ids.
@@ -356,6 +357,52 @@ class LLM:
             model=self.model_info.name,
         )
 
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        truncate: bool = False,
+        dimensions: int | None = None,
+    ) -> Embeddings:
+        """Vectors float32 [n, D] of texts (of one text: [1, D]), pooled and normalized as the
+        model declares, and a report.
+
+        truncate: cut texts that are longer than the model reads (model_info.n_ctx) and say which;
+        otherwise they are an error. dimensions: only the first so many, for models that were
+        trained for that (arXiv:2205.13147).
+        Raises ConfigError, ContextOverflowError, UnsupportedError (the model gives no embeddings).
+        """
+        from insula.engine import embedding
+
+        engine = self._embedding_engine()
+        listed = _texts(texts)
+        return embedding.embed(engine, listed, truncate=truncate, dimensions=dimensions)
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, truncate: bool = False
+    ) -> list[tuple[int, float]]:
+        """The documents by how well they answer the query, the best first: (index, score).
+
+        Scores are the model's own, without a logistic function. truncate: cut documents that do
+        not fit beside the query; otherwise they are an error.
+        Raises ConfigError, ContextOverflowError, UnsupportedError (the model is no reranker).
+        """
+        from insula.engine import embedding
+
+        engine = self._embedding_engine()
+        return embedding.rerank(engine, query, _texts(documents, one=False), truncate=truncate)
+
+    def classify(
+        self, texts: str | Sequence[str], *, truncate: bool = False
+    ) -> list[dict[str, float]]:
+        """For each text the probability of each label of the model, the likeliest first.
+
+        Raises ConfigError, ContextOverflowError, UnsupportedError (the model is no classifier).
+        """
+        from insula.engine import embedding
+
+        return embedding.classify(self._embedding_engine(), _texts(texts), truncate=truncate)
+
     def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
@@ -410,6 +457,17 @@ class LLM:
     def __repr__(self) -> str:
         info = self.model_info
         return f"LLM({info.name!r}, engine={info.engine!r}, n_ctx={info.n_ctx})"
+
+    def _embedding_engine(self) -> EmbeddingEngine:
+        from insula.engine.embedding import EmbeddingEngine
+
+        if isinstance(self._engine, EmbeddingEngine):
+            return self._engine
+        raise UnsupportedError(
+            f"{self.model_info.name} generates text and gives no embeddings or scores; take a "
+            "model that states a pooling, such as all-minilm:l6-v2",
+            backend=self.model_info.engine,
+        )
 
     def _prompts(self, prompt: Any) -> tuple[list[tuple[int, ...]], bool]:
         """The prompts as ids, and whether it is one and not a list."""
@@ -492,6 +550,16 @@ def named_adapters(adapters: Adapters | None) -> dict[str, Path]:
         if len(adapters) != len(paths):
             raise ConfigError("adapters: two have the same name; give names: {name: path, ...}")
     return {str(name): Path(path) for name, path in adapters.items()}
+
+
+def _texts(texts: Any, *, one: bool = True) -> list[str]:
+    """The texts as a list; `one` may stand alone."""
+    if one and isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, (str, bytes, bytearray, memoryview)) or not isinstance(texts, Sequence):
+        found = type(texts).__name__
+        raise ConfigError(f"texts: found {found}; allowed is a list of str" + " or one" * one)
+    return list(texts)
 
 
 def _ids(ids: Any) -> tuple[int, ...]:

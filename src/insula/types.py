@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -134,6 +138,31 @@ class Chunk:
     finish_reason: FinishReason | None = None
     completion: Completion | None = None
     reasoning: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingReport:
+    """What happened to the texts of one call. Nothing is silent.
+
+    tokens: of all texts, as far as they were read. truncated: indices of texts that were cut.
+    """
+
+    engine: str
+    engine_reason: str
+    isa: str
+    threads: int
+    tokens: int
+    seconds: float
+    truncated: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """vectors: float32 [n, D], one row per text, in the order of the texts."""
+
+    vectors: NDArray[np.float32]
+    report: EmbeddingReport
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Reads golden files: a tiny model as GGUF bytes, token ids, and the logits of transformers."""
+"""Reads golden files: a tiny model as GGUF bytes, token ids, what transformers gives for them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ NAMES = sorted(path.stem for path in HERE.glob("*.npz"))
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """ids int32 [T]; logits float32 [T, V]; gguf: the file's bytes."""
+    """ids int32 [T]; logits float32 [T, V]; gguf: the file's bytes.
+
+    Of an encoder logits are its last hidden states [T, D]; types int32 [T] or None; scores
+    float32 [L], a head's, or None.
+    """
 
     name: str
     gguf: bytes
     ids: np.ndarray
     logits: np.ndarray
     provenance: dict
+    types: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
     def write(self, folder: Path) -> Path:
         """Put the model into a folder; returns its path."""
@@ -37,4 +43,6 @@ def load(name: str) -> Golden:
             ids=arrays["ids"],
             logits=arrays["logits"],
             provenance=json.loads(str(arrays["provenance"])),
+            types=arrays.get("types"),
+            scores=arrays.get("scores"),
         )

@@ -39,12 +39,19 @@ SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One golden: a transformers config class by name, its settings, and how many tokens."""
+    """One golden: a transformers config class by name, its settings, and how many tokens.
+
+    model: the class that makes it; those without logits give their last hidden states. pooled: the
+    model is a sentence-transformers one. second: tokens from here on are of type 1.
+    """
 
     config: str
     settings: dict
     n_tokens: int
     seed: int
+    model: str = "AutoModelForCausalLM"
+    pooled: str | None = None
+    second: int | None = None
 
 
 CASES = {
@@ -290,7 +297,104 @@ CASES = {
         n_tokens=70,
         seed=8,
     ),
+    "gpt2": Case(
+        config="GPT2Config",
+        settings={"num_hidden_layers": 2, "n_positions": 80},
+        n_tokens=70,
+        seed=17,
+    ),
+    "starcoder2": Case(
+        config="Starcoder2Config",
+        settings={"num_hidden_layers": 2, "max_position_embeddings": 256},
+        n_tokens=70,
+        seed=18,
+    ),
+    "starcoder2-window": Case(
+        config="Starcoder2Config",
+        settings={"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64}
+        | {"max_position_embeddings": 256, "sliding_window": 12, "use_bias": False},
+        n_tokens=40,
+        seed=19,
+    ),
+    "stablelm": Case(
+        config="StableLmConfig",
+        settings={"num_hidden_layers": 2, "use_qkv_bias": True, "num_key_value_heads": 4}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        n_tokens=70,
+        seed=20,
+    ),
+    "stablelm-parallel": Case(
+        config="StableLmConfig",
+        settings={"num_hidden_layers": 2, "use_parallel_residual": True, "qk_layernorm": True}
+        | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        n_tokens=70,
+        seed=21,
+    ),
+    "falcon": Case(
+        config="FalconConfig",
+        settings={"num_hidden_layers": 2, "max_position_embeddings": 256, "bias": True},
+        n_tokens=70,
+        seed=22,
+    ),
+    "falcon-many": Case(  # more query heads of one key head than an attention task takes
+        config="FalconConfig",
+        settings={"num_hidden_layers": 1, "num_attention_heads": 71, "hidden_size": 2 * 71}
+        | {"ffn_hidden_size": 32, "tie_word_embeddings": True},
+        n_tokens=70,
+        seed=23,
+    ),
+    "falcon-new": Case(
+        config="FalconConfig",
+        settings={"num_hidden_layers": 2, "new_decoder_architecture": True, "num_kv_heads": 2},
+        n_tokens=70,
+        seed=24,
+    ),
+    "bert": Case(
+        config="BertConfig",
+        settings={"num_hidden_layers": 2, "max_position_embeddings": 96},
+        n_tokens=70,
+        seed=25,
+        model="AutoModel",
+        pooled="mean",
+        second=40,
+    ),
+    "bert-labels": Case(
+        config="BertConfig",
+        settings={"num_hidden_layers": 2, "max_position_embeddings": 64, "hidden_size": 32}
+        | {"id2label": {0: "sad", 1: "neither", 2: "glad"}},
+        n_tokens=40,
+        seed=26,
+        model="AutoModelForSequenceClassification",
+        second=25,
+    ),
+    "xlm-roberta": Case(
+        config="XLMRobertaConfig",
+        settings={"num_hidden_layers": 2, "max_position_embeddings": 82, "hidden_size": 32}
+        | {"num_labels": 1, "pad_token_id": 1, "type_vocab_size": 1},
+        n_tokens=70,
+        seed=27,
+        model="AutoModelForSequenceClassification",
+    ),
+    "nomic-bert": Case(
+        config="NomicBertConfig",
+        settings={"num_hidden_layers": 2, "max_position_embeddings": 128, "pad_token_id": 0},
+        n_tokens=70,
+        seed=28,
+        model="AutoModel",
+        pooled="mean",
+    ),
+    "qwen3-embedding": Case(
+        config="Qwen3Config",
+        settings={"num_hidden_layers": 2, "head_dim": 16, "hidden_size": 32},
+        n_tokens=70,
+        seed=29,
+        model="AutoModel",
+        pooled="lasttoken",
+    ),
 }
+
+#: Words in a table's name, for those that are not called embed_tokens.
+TABLES = ("wte", "wpe", "word_embeddings", "position_embeddings", "token_type_embeddings")
 
 
 def make(name: str) -> dict[str, np.ndarray]:
@@ -304,27 +408,46 @@ def make(name: str) -> dict[str, np.ndarray]:
     generator = torch.Generator().manual_seed(case.seed)
     config = getattr(transformers, case.config)(**{**SIZES, **case.settings})
     config._attn_implementation = "eager"  # the plainest path through transformers
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = getattr(transformers, case.model).from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for key, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
             if value.ndim == 1:  # norms around their neutral value, biases around 0
-                neutral = 1.0 if "norm" in key and "gemma" not in name else 0.0
+                is_norm = any(word in key.lower() for word in ("norm", ".ln_"))
+                is_norm &= not key.endswith(".bias")
+                neutral = 1.0 if is_norm and "gemma" not in name else 0.0
                 value.copy_(neutral + 0.3 * noise)
             elif "embed_tokens" in key and "gemma" in name:
                 value.copy_(0.15 * noise)  # Gemma multiplies by sqrt(hidden_size)
-            elif "embed_tokens" in key:
+            elif "embed_tokens" in key or any(word in key for word in TABLES):
                 value.copy_(0.5 * noise)
+            elif name == "gpt2":  # its matrices are transposed
+                value.copy_(1.5 * noise / value.shape[0] ** 0.5)
             else:
                 value.copy_(1.5 * noise / value.shape[1] ** 0.5)
             value.copy_(value.to(torch.bfloat16).to(torch.float32))
         ids = torch.randint(0, 298, (case.n_tokens,), generator=generator)
         ids[0] = tiny_tokenizer.BOS
-        logits = model(ids[None]).logits[0]
+        types = torch.zeros_like(ids)
+        if case.model != "AutoModelForCausalLM":
+            ids[ids == tiny_tokenizer.EOS] = 5  # RoBERTa's padding
+        if case.second is not None:
+            types[case.second :] = 1
+        more = {"token_type_ids": types[None]} if case.second is not None else {}
+        result = model(ids[None], **more, output_hidden_states=True)
+        scores = None
+        if case.model == "AutoModelForCausalLM":
+            logits = result.logits[0]
+        elif case.model == "AutoModel":
+            logits = result.last_hidden_state[0]
+        else:
+            logits, scores = result.hidden_states[-1][0], result.logits[0]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / name
         model.save_pretrained(folder)
         tiny_tokenizer.save(folder)
+        if case.pooled is not None:
+            save_modules(folder, case.pooled)
         convert(folder, folder / "model.gguf", dtype="f32")
         gguf = np.fromfile(folder / "model.gguf", np.uint8)
     provenance = {
@@ -334,12 +457,30 @@ def make(name: str) -> dict[str, np.ndarray]:
         "seed": case.seed,
         "config": json.loads(config.to_json_string()),
     }
-    return {
+    extra = {} if scores is None else {"scores": scores.numpy().astype(np.float32)}
+    if case.second is not None:
+        extra["types"] = types.numpy().astype(np.int32)
+    return extra | {
         "gguf": gguf,
         "ids": ids.numpy().astype(np.int32),
         "logits": logits.numpy().astype(np.float32),
         "provenance": np.array(json.dumps(provenance)),
     }
+
+
+def save_modules(folder: Path, pooling: str) -> None:
+    """What sentence-transformers writes beside a model whose vectors are normalized."""
+    kinds = ("Transformer", "Pooling", "Normalize")
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else ""}
+        | {"type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    modes = {"cls": "cls_token", "mean": "mean_tokens", "lasttoken": "lasttoken"}
+    switches = {f"pooling_mode_{name}": key == pooling for key, name in modes.items()}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(switches))
 
 
 def main(names: list[str]) -> None:

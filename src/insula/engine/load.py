@@ -32,6 +32,7 @@ from insula.engine.request import Runner, TextEngine
 from insula.engine.speculation import Draft, NGram, Speculator, check_same_vocabulary
 from insula.errors import ConfigError, TokenizerError, UnsupportedError
 from insula.models.registry import build_graph
+from insula.ops.graph import Output
 from insula.types import ModelInfo
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ def _own(
     model: ModelFile, path: Path, name: str, choice: Choice, options: Options, stack: ExitStack
 ) -> Loaded:
     """The native or the reference engine. `stack` closes the model if this fails."""
+    if isinstance(model.graph.ops[-1], Output):
+        return _embedding(model, path, name, choice, options, stack)
     graph = model.graph
     # The reference rounds nothing, whatever was asked for.
     kv_type = "f32" if choice.backend == "reference" else options.kv_type
@@ -170,7 +173,9 @@ def _own(
             "are free: they are read from disk again and again, which is slow"
         )
     adapters = _adapters(model, choice.backend, options)
-    runner = _runner(model, choice.backend, plan.n_pages, kv_type, options, adapters)
+    runner = _runner(
+        model, choice.backend, plan.n_pages, kv_type, options, adapters=adapters
+    )
     stack.callback(runner.close)
     speculator: Speculator | None = None
     if draft is not None:
@@ -233,6 +238,55 @@ def _own(
     return Loaded(engine=engine, info=info, close=close)
 
 
+def _embedding(
+    model: ModelFile, path: Path, name: str, choice: Choice, options: Options, stack: ExitStack
+) -> Loaded:
+    """An engine for vectors and scores. `stack` closes the model if this fails."""
+    from insula.engine import load_embedding as sizes
+
+    sizes.check_options(speculate=options.speculate)
+    kv_type = "f32" if choice.backend == "reference" else options.kv_type
+    if options.weights != "mmap":
+        sizes.check_memory(_weights(model, choice.backend), options.available)
+    n_ctx, notes = sizes.longest_text(model, options.n_ctx)
+    page_bytes = sizes.page_bytes(model, kv_type)
+    rows, n_pages = sizes.step_size(n_ctx, page_bytes)
+    if options.cache_dir is not None:
+        notes = (*notes, "nothing is kept on disk: embeddings have no prefix cache")
+    notes = (*model.graph.notes, *notes)
+    runner = _runner(model, choice.backend, n_pages, kv_type, options, max_rows=rows)
+    stack.callback(runner.close)
+    engine = sizes.engine_for(model, runner, n_ctx=n_ctx, reason=choice.reason, notes=notes)
+    info = ModelInfo(
+        name=name,
+        path=str(path),
+        arch=model.arch,
+        quantization=model.summary.quantization,
+        parameters=model.summary.parameters,
+        file_bytes=path.stat().st_size,
+        n_vocab=model.graph.n_vocab,
+        n_layers=model.graph.n_layers,
+        n_embd=model.graph.n_embd,
+        n_ctx_train=model.graph.n_ctx_train,
+        n_ctx=n_ctx,
+        kv_bytes=n_pages * page_bytes,
+        kv_type=kv_type,
+        engine=engine.name,
+        engine_reason=choice.reason,
+        isa=engine.isa,
+        threads=engine.threads,
+        has_chat_template=False,
+        notes=notes,
+    )
+    stack.pop_all()
+
+    def close() -> None:
+        engine.close()
+        model.close()
+
+    return Loaded(engine=engine, info=info, close=close)
+
+
 def _open_draft(options: Options, model: ModelFile, stack: ExitStack) -> ModelFile | None:
     """The draft model, if there is one: ConfigError unless it has the model's vocabulary."""
     if options.draft is None:
@@ -275,13 +329,15 @@ def _runner(
     n_pages: int,
     kv_type: str,
     options: Options,
+    *,
     adapters: Sequence[Adapter] = (),
+    max_rows: int | None = None,
 ) -> Runner:
     if backend == "reference":
         from insula.ops.reference import ReferenceRunner
 
         return ReferenceRunner(model.graph, model.gguf, n_pages=n_pages, page_size=PAGE_TOKENS)
-    from insula.engine.runner import NativeRunner
+    from insula.engine.runner import MAX_ROWS, NativeRunner
 
     return NativeRunner(
         model.graph,
@@ -289,6 +345,7 @@ def _runner(
         n_pages=n_pages,
         threads=options.n_threads,
         kv_type=kv_type,
+        max_rows=max_rows or MAX_ROWS,
         packed=(options.home, _fingerprint(model)) if options.weights == "mmap" else None,
         adapters=adapters,
     )

@@ -106,7 +106,8 @@ class Runner(Protocol):
 
     step: rows_T says which table (sequence) a token belongs to; tokens of one sequence are
     consecutive and ascend in position; tables[s][p // page_size] is the page of position p;
-    returns logits float32 [len(logit_rows), n_vocab] for those indices into T alone.
+    returns logits float32 [len(logit_rows), n_vocab] for those indices into T alone, or hidden
+    states where the graph ends with them. types: of each token, for models that know any.
     """
 
     page_size: int
@@ -124,6 +125,7 @@ class Runner(Protocol):
         tables: list[NDArray[np.int32]],
         logit_rows: NDArray[np.int32],
         adapters: NDArray[np.int32] | None = None,
+        types: NDArray[np.int32] | None = None,
     ) -> NDArray[np.float32]: ...
     def copy_page(self, src: int, dst: int) -> None: ...
     def close(self) -> None: ...

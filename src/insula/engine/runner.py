@@ -36,6 +36,7 @@ from insula.ops.graph import (
     Positions,
     Rope,
     Scale,
+    TokenTypes,
 )
 
 PAGE_TOKENS = 64
@@ -102,7 +103,7 @@ class NativeRunner:
         except ValueError as error:
             raise FormatError(f"{gguf.path.name}: {error}") from None
         self.n_pages = n_pages
-        self.n_vocab = self._model.n_vocab
+        self.n_vocab = graph.n_vocab
         self.max_rows = max_rows
         self.isa = self._model.isa
         self.threads = self._model.threads
@@ -125,27 +126,30 @@ class NativeRunner:
         tables: Sequence[NDArray[np.int32]],
         logit_rows: ArrayLike,
         adapters: ArrayLike | None = None,
+        types: ArrayLike | None = None,
     ) -> NDArray[np.float32]:
-        """Run T tokens and return logits [R, n_vocab] for `logit_rows` (indices into T).
+        """Run T tokens and return logits [R, n_vocab] for `logit_rows` (indices into T), or hidden
+        states [R, n_out] where the graph ends with them. types: of each token, 0 if None.
 
         rows[t] is the table (sequence) of token t; a sequence's tokens stand together and ascend
         in position. tables[s][p // 64] is the page of position p. adapters[s]: which adapter
         its tokens go through, -1 for none.
         """
         try:
-            logits = self._model.step(
+            out = self._model.step(
                 _ints(tokens),
                 _ints(positions),
                 _ints(rows),
                 [_ints(t) for t in tables],
                 _ints(logit_rows),
                 None if adapters is None else _ints(adapters),
+                None if types is None else _ints(types),
             )
         except (ValueError, MemoryError) as error:
             raise EngineError(f"the native engine refused a step: {error}") from None
         if self._packed is not None:
             self._packed.check()
-        return logits
+        return out
 
     def copy_page(self, src: int, dst: int) -> None:
         """Copy one page of every layer."""
@@ -237,7 +241,7 @@ def matrices(graph: Graph) -> list[str]:
     names: dict[str, None] = {}
     for op in graph.ops:
         match op:
-            case Embed() | Positions() | Linear() | Logits():
+            case Embed() | Positions() | TokenTypes() | Linear() | Logits():
                 names[op.weight] = None
             case Experts():
                 names |= dict.fromkeys((op.gate, op.up, op.down))
@@ -259,7 +263,7 @@ def _lower(op: Op, buffers: dict[str, int], weight: Any, vector: Any, table: Any
     match op:
         case Embed():
             out |= {"weight": weight(op.weight), "scale": op.scale}
-        case Positions():
+        case Positions() | TokenTypes():
             out["weight"] = weight(op.weight)
         case Norm():
             out |= {

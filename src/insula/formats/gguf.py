@@ -245,7 +245,8 @@ class GGUFFile:
 
 def _rows(info: TensorInfo, start: int, stop: int) -> TensorInfo:
     count = info.shape[0]
-    if len(info.shape) < 2 or not start < stop <= count:
+    whole = len(info.shape) > 1 or info.nbytes == info.n_elements * 4  # no blocks cut in two
+    if not whole or not start < stop <= count:
         raise NotFoundError(f"tensor {info.name!r} has no rows {start}:{stop}; shape {info.shape}")
     row = info.nbytes // count
     return TensorInfo(

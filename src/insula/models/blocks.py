@@ -1,21 +1,23 @@
-"""What decoders share: the ops of a block's halves by GGUF's usual names, first and last ops.
+"""What models share: the ops of a block's halves by GGUF's usual names, first and last ops.
 
 An architecture file writes its block as a list of these; what differs between architectures
 stays in their files. Every name is checked for presence and shape as the op is made.
 
 The activations are one set, used again by every layer: x residual stream, h its norm, q k v a
-attention, g u feed-forward, d what is added to x.
+attention, g u feed-forward, d what is added to x, n a second norm of x.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Literal
 
 from insula.models import rope
 from insula.models.checkpoint import Checkpoint, Dims
 from insula.ops.graph import (
+    Act,
     Activation,
     Add,
     Attention,
@@ -28,6 +30,8 @@ from insula.ops.graph import (
     Logits,
     Norm,
     Op,
+    Output,
+    Pooling,
     Rope,
     rows_of,
 )
@@ -58,20 +62,28 @@ class Block:
     ) -> Linear:
         """`linear` by some rows of <name>.weight, which has `of` of them."""
         weight = self._ckpt.tensor(f"{self._prefix}.{name}.weight", of, width)
-        return Linear(dst=dst, src=src, weight=rows_of(weight, *rows))
+        bias = self._ckpt.optional(f"{self._prefix}.{name}.bias", of)
+        return Linear(
+            dst=dst,
+            src=src,
+            weight=rows_of(weight, *rows),
+            bias=None if bias is None else rows_of(bias, *rows),
+        )
 
     def norm(
         self, dst: str, src: str, name: str, *, width: int | None = None, heads: int = 1
     ) -> Norm:
-        """RMS norm by <name>.weight, which has `width` entries, over each of `heads` parts.
+        """The norm by <name>.weight, which has `width` entries, over each of `heads` parts.
 
         Without a width: over the residual stream's.
         """
-        return Norm(
-            dst=dst,
-            src=src,
-            weight=self._ckpt.tensor(f"{self._prefix}.{name}.weight", width or self._d.n_embd),
-            eps=self._d.eps,
+        return norm(
+            self._ckpt,
+            self._d,
+            dst,
+            src,
+            f"{self._prefix}.{name}",
+            width=width or self._d.n_embd,
             heads=heads,
         )
 
@@ -84,13 +96,36 @@ class Block:
             self.linear("v", src, "attn_v", out=d.width_kv, width=d.n_embd),
         ]
 
-    def head_norms(self) -> list[Op]:
-        """q and k normed, each head by itself."""
+    def fused_qkv(self, src: str) -> list[Op]:
+        """q, k, v = the products of src by attn_qkv's rows, in this order."""
         d = self._d
+        first, second, end = d.width_q, d.width_q + d.width_kv, d.width_q + 2 * d.width_kv
+        part = partial(self.part, src=src, name="attn_qkv", of=end, width=d.n_embd)
+        return [
+            part("q", rows=(0, first)),
+            part("k", rows=(first, second)),
+            part("v", rows=(second, end)),
+        ]
+
+    def head_norms(self, *, own: bool = False) -> list[Op]:
+        """q and k normed, each head by itself, with the same weights or its own."""
+        d = self._d
+        if own:
+            return [
+                self._own_norm("q", "attn_q_norm", d.heads),
+                self._own_norm("k", "attn_k_norm", d.kv_heads),
+            ]
         return [
             self.norm("q", "q", "attn_q_norm", width=d.head_dim, heads=d.heads),
             self.norm("k", "k", "attn_k_norm", width=d.head_dim, heads=d.kv_heads),
         ]
+
+    def _own_norm(self, buf: str, name: str, heads: int) -> Norm:
+        """Each head of buf normed by its row of <name>.weight."""
+        weight = self._ckpt.tensor(f"{self._prefix}.{name}.weight", heads, self._d.head_dim)
+        return Norm(
+            dst=buf, src=buf, weight=weight, eps=self._d.eps, kind=self._d.norm, heads=heads
+        )
 
     def attention(
         self,
@@ -99,6 +134,7 @@ class Block:
         window: int | None = None,
         softcap: float | None = None,
         sinks: str | None = None,
+        causal: bool = True,
     ) -> list[Op]:
         """d = the output product of attention over this layer's slot; scale: 1/sqrt(head_dim).
 
@@ -119,6 +155,7 @@ class Block:
                 window=window,
                 softcap=softcap,
                 sinks=sinks and self._ckpt.tensor(f"{self._prefix}.{sinks}", d.heads),
+                causal=causal,
             ),
             self.linear("d", "a", "attn_output", out=d.n_embd, width=d.width_q),
         ]
@@ -131,6 +168,15 @@ class Block:
             self.linear("u", src, "ffn_up", out=d.n_ff, width=d.n_embd),
             Glu(dst="g", gate="g", up="u", act=act),
             self.linear("d", "g", "ffn_down", out=d.n_embd, width=d.n_ff),
+        ]
+
+    def plain(self, src: str, *, act: Activation) -> list[Op]:
+        """d = down(act(up(src)))."""
+        d = self._d
+        return [
+            self.linear("u", src, "ffn_up", out=d.n_ff, width=d.n_embd),
+            Act(dst="u", src="u", act=act),
+            self.linear("d", "u", "ffn_down", out=d.n_embd, width=d.n_ff),
         ]
 
     def experts(
@@ -164,6 +210,29 @@ class Block:
         ]
 
 
+def norm(
+    ckpt: Checkpoint,
+    d: Dims,
+    dst: str,
+    src: str,
+    name: str,
+    *,
+    width: int | None = None,
+    heads: int = 1,
+) -> Norm:
+    """The architecture's norm by <name>.weight; a layer norm may have <name>.bias."""
+    width = width or d.n_embd
+    return Norm(
+        dst=dst,
+        src=src,
+        weight=ckpt.tensor(f"{name}.weight", width),
+        bias=ckpt.optional(f"{name}.bias", width) if d.norm == "layer" else None,
+        eps=d.eps,
+        kind=d.norm,
+        heads=heads,
+    )
+
+
 def expert_counts(ckpt: Checkpoint) -> tuple[int, int]:
     """(experts, how many of them a row uses); other ways to choose and weigh them are refused."""
     ckpt.refuse(
@@ -194,12 +263,16 @@ def logits(
     ckpt: Checkpoint, d: Dims, *, scale: float = 1.0, softcap: float | None = None
 ) -> list[Op]:
     """The last norm and the logits, by output.weight or else the embedding's rows."""
-    norm = ckpt.tensor("output_norm.weight", d.n_embd)
     output = ckpt.optional("output.weight", d.n_vocab, d.n_embd)
     return [
-        Norm(dst="h", src="x", weight=norm, eps=d.eps),
+        norm(ckpt, d, "h", "x", "output_norm"),
         Logits(src="h", weight=output or "token_embd.weight", scale=scale, softcap=softcap),
     ]
+
+
+def hidden_states(ckpt: Checkpoint, d: Dims) -> list[Op]:
+    """The last norm, whose rows the model gives."""
+    return [norm(ckpt, d, "h", "x", "output_norm"), Output(src="h")]
 
 
 def decoder(
@@ -210,27 +283,32 @@ def decoder(
     windows: Sequence[int | None] | None = None,
     experts: int = 0,
     harmless: Mapping[str, str] | None = None,
+    pooling: Pooling | None = None,
 ) -> Graph:
     """The whole graph. windows: of each layer; experts: how many scores the buffer s holds;
-    harmless: tensors that may be left out, and why."""
+    harmless: tensors that may be left out, and why; pooling: what hidden states become, for a
+    model that ends with them."""
+    widths = {
+        "x": d.n_embd,
+        "h": d.n_embd,
+        "n": d.n_embd,
+        "q": d.width_q,
+        "k": d.width_kv,
+        "v": d.width_kv,
+        "a": d.width_q,
+        "g": d.n_ff,
+        "u": d.n_ff,
+        "d": d.n_embd,
+        "s": experts,
+    }
+    used = {getattr(op, f.name) for op in ops for f in fields(op) if f.type == "str"}
     return Graph(
         arch=ckpt.arch,
         n_vocab=d.n_vocab,
         n_ctx_train=d.n_ctx_train,
         n_layers=d.n_layers,
         n_embd=d.n_embd,
-        buffers={
-            "x": d.n_embd,
-            "h": d.n_embd,
-            "q": d.width_q,
-            "k": d.width_kv,
-            "v": d.width_kv,
-            "a": d.width_q,
-            "g": d.n_ff,
-            "u": d.n_ff,
-            "d": d.n_embd,
-            **({"s": experts} if experts else {}),
-        },
+        buffers={name: width for name, width in widths.items() if name in used},
         slots=tuple(
             KVSlot(kv_heads=d.kv_heads, head_dim=d.head_dim, window=window)
             for window in windows or [None] * d.n_layers
@@ -238,4 +316,5 @@ def decoder(
         ops=tuple(ops),
         n_ctx_switch=rope.switch(ckpt),
         notes=ckpt.finish(harmless),
+        pooling=pooling,
     )

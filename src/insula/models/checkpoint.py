@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ class TensorShape(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Dims:
-    """The sizes that every decoder of the llama family states."""
+    """The sizes that every architecture here states, and which norm it has."""
 
     n_ctx_train: int
     n_layers: int
@@ -55,6 +55,7 @@ class Dims:
     n_rot: int
     n_vocab: int
     eps: float
+    norm: Literal["rms", "layer"]
 
     @property
     def width_q(self) -> int:
@@ -143,6 +144,16 @@ class Checkpoint:
             raise FormatError(f"{self.arch}.{key} is {value!r}, a string is needed")
         return value
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """The list of strings `<arch>.<key>`; empty if there is none."""
+        value = self._metadata.get(f"{self.arch}.{key}", ())
+        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+            raise FormatError(f"{self.arch}.{key} is {value!r}, a list of strings is needed")
+        found = tuple(value)
+        if not all(isinstance(item, str) for item in found):
+            raise FormatError(f"{self.arch}.{key} must be a list of strings")
+        return found
+
     def flag(self, key: str, *, default: bool) -> bool:
         """The truth value `<arch>.<key>`, or the default."""
         value = self._value(key, default)
@@ -160,6 +171,15 @@ class Checkpoint:
                     f"({self.arch}.{key} is {value!r}); {OTHER_BACKEND}",
                     backend="native",
                 )
+
+    def need_both_directions(self) -> None:
+        """Raise UnsupportedError if the file says that a row sees only what is before it."""
+        if self.flag("attention.causal", default=False):
+            raise UnsupportedError(
+                f"{self.arch}.attention.causal is true; the native engine's {self.arch} sees its "
+                f"whole text; {OTHER_BACKEND}",
+                backend="native",
+            )
 
     def _value(self, key: str, default: object) -> Any:
         value = self._metadata.get(f"{self.arch}.{key}", default)
@@ -202,6 +222,10 @@ class Checkpoint:
         """The content of a small tensor that the graph itself needs, or None."""
         return None if self.optional(name, *shape) is None else self._dequantize(name)
 
+    def present(self, name: str) -> bool:
+        """Whether the file has the tensor at all."""
+        return name in self._tensors
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a required tensor."""
         info = self._tensors.get(name)
@@ -214,8 +238,8 @@ class Checkpoint:
 
     # -- the whole --------------------------------------------------------------------------
 
-    def dims(self) -> Dims:
-        """The common sizes, checked against each other."""
+    def dims(self, norm: Literal["rms", "layer"] = "rms") -> Dims:
+        """The common sizes, checked against each other. norm: which one the architecture has."""
         n_embd = self.integer("embedding_length")
         heads = self.integer("attention.head_count")
         kv_heads = self.integer("attention.head_count_kv", heads)
@@ -250,7 +274,8 @@ class Checkpoint:
             head_dim=head_dim,
             n_rot=n_rot,
             n_vocab=embedding[0],
-            eps=self.number("attention.layer_norm_rms_epsilon"),
+            eps=self.number(f"attention.layer_norm{'_rms' if norm == 'rms' else ''}_epsilon"),
+            norm=norm,
         )
 
     def finish(self, harmless: Mapping[str, str] | None = None) -> tuple[str, ...]:

@@ -1,10 +1,9 @@
 """A Hugging Face folder (config.json, safetensors, tokenizer) becomes a GGUF file.
 
-Owns what a checkpoint's names are called in GGUF, per architecture, and the three changes that
-GGUF makes to weights: the query and key rows of llama and its kin are permuted so that rotated
-pairs are adjacent, Gemma's norms get their +1, vectors are stored as F32. Nothing is guessed: a
-tensor without a name here, a config value that would change the maths and has no GGUF key
-(`convert_config`), or an unknown pre-tokenizer (`convert_tokenizer`) is refused.
+Owns the way of each tensor, and the changes that GGUF makes to weights: those of `convert_rules`,
+and that vectors are stored as F32. Nothing is guessed: a tensor without a name (`convert_rules`), a
+config value that would change the maths and has no GGUF key (`convert_config`), or an unknown
+pre-tokenizer (`convert_tokenizer`) is refused.
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -25,108 +23,15 @@ from insula.errors import ConfigError, FormatError, UnsupportedError
 from insula.formats.ggml_types import GGMLType
 from insula.formats.gguf_writer import GGUFWriter
 from insula.formats.safetensors import SafetensorsFile
-from insula.models import convert_config, convert_experts
-from insula.models.convert_experts import Planned, Split
+from insula.models import convert_config, convert_pooling
+from insula.models.convert_experts import Planned
+from insula.models.convert_rules import GEMMA2, GEMMA3, Rules, gguf_name, rules_of
 from insula.models.convert_tokenizer import tokenizer_metadata
 from insula.models.folder import FLOATS, read_json, weight_files
 
 FloatFormat = Literal["auto", "f32", "f16", "bf16"]
 
 FILE_TYPE = {GGMLType.F32: 0, GGMLType.F16: 1, GGMLType.BF16: 32}
-
-BLOCK = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """One architecture: its GGUF name, the names inside a layer, and what happens to weights.
-
-    permute: query and key rows to adjacent pairs. norm_offset: added to every norm weight.
-    experts: names within an expert; together: tensors of all experts (convert_experts).
-    """
-
-    arch: str
-    block: Mapping[str, str]
-    permute: bool = False
-    norm_offset: float = 0.0
-    experts: Mapping[str, str] = field(default_factory=dict)
-    together: Mapping[str, tuple[Split, ...]] = field(default_factory=dict)
-
-
-PRE_NORM = {**BLOCK, "post_attention_layernorm": "ffn_norm"}
-POST_NORMS = {
-    "post_attention_layernorm": "post_attention_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-GEMMA_BLOCK = {**BLOCK, **POST_NORMS, "pre_feedforward_layernorm": "ffn_norm"}
-
-LLAMA = Rules(arch="llama", block=PRE_NORM, permute=True)
-QWEN2 = Rules(arch="qwen2", block=PRE_NORM)
-QWEN3 = Rules(arch="qwen3", block={**PRE_NORM, **HEAD_NORMS})
-GEMMA2 = Rules(arch="gemma2", block=GEMMA_BLOCK, norm_offset=1.0)
-GEMMA3 = Rules(arch="gemma3", block={**GEMMA_BLOCK, **HEAD_NORMS}, norm_offset=1.0)
-GRANITE = Rules(arch="granite", block=PRE_NORM, permute=True)
-SMOLLM3 = Rules(arch="smollm3", block=PRE_NORM, permute=True)
-OLMO2 = Rules(arch="olmo2", block={**BLOCK, **HEAD_NORMS, **POST_NORMS})
-PHI3 = Rules(
-    arch="phi3",
-    block={**PRE_NORM, "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
-)
-
-MIXTRAL = Rules(
-    arch="llama",
-    block={**PRE_NORM, "block_sparse_moe.gate": "ffn_gate_inp"},
-    permute=True,
-    experts={"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"},
-)
-QWEN3MOE = Rules(
-    arch="qwen3moe",
-    block={**PRE_NORM, **HEAD_NORMS, "mlp.gate": "ffn_gate_inp"},
-    experts={
-        "gate_proj": "ffn_gate_exps",
-        "up_proj": "ffn_up_exps",
-        "down_proj": "ffn_down_exps",
-    },
-)
-GPT_OSS = Rules(
-    arch="gpt-oss",
-    block={
-        **BLOCK,
-        "post_attention_layernorm": "post_attention_norm",
-        "mlp.router": "ffn_gate_inp",
-    },
-    together=convert_experts.GPT_OSS,
-)
-
-#: config.json's architectures[0] -> rules
-RULES: Mapping[str, Rules] = MappingProxyType(
-    {
-        "LlamaForCausalLM": LLAMA,
-        "MistralForCausalLM": LLAMA,
-        "Qwen2ForCausalLM": QWEN2,
-        "Qwen3ForCausalLM": QWEN3,
-        "Gemma2ForCausalLM": GEMMA2,
-        "Gemma3ForCausalLM": GEMMA3,
-        "Gemma3ForConditionalGeneration": GEMMA3,
-        "GraniteForCausalLM": GRANITE,
-        "SmolLM3ForCausalLM": SMOLLM3,
-        "Olmo2ForCausalLM": OLMO2,
-        "Phi3ForCausalLM": PHI3,
-        "MixtralForCausalLM": MIXTRAL,
-        "Qwen3MoeForCausalLM": QWEN3MOE,
-        "GptOssForCausalLM": GPT_OSS,
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,30 +62,24 @@ def convert(
     if dtype not in ("auto", "f32", "f16", "bf16"):
         raise ConfigError(f"dtype is {dtype!r}, allowed are auto, f32, f16 and bf16")
     config = read_json(folder / "config.json")
-    rules = _rules(config)
+    rules = rules_of(config)
     notes: list[str] = []
     if "text_config" in config:
         notes.append("the vision half of the model was left out")
         config = config["text_config"]
 
     with ExitStack() as stack:
-        weights: dict[str, _Weight] = {}
-        experts: dict[str, dict[int, _Weight]] = {}
+        parts: dict[str, dict[int, _Weight]] = {}
         for path in weight_files(folder):
             file = stack.enter_context(SafetensorsFile.open(path))
             for source in file.tensors:
-                parts = _together(file, source, rules, dtype)
-                expert = _expert_name(source, rules)
-                if parts is not None:
-                    weights |= parts
-                elif expert is not None:
-                    name, number = expert
-                    weight = _weight(file, source, name, rules, config, dtype)
-                    experts.setdefault(name, {})[number] = weight
-                elif (plain := _gguf_name(source, rules, config)) is not None:
-                    weights[plain] = _weight(file, source, plain, rules, config, dtype)
-        for name, members in experts.items():
-            weights[name] = _stacked(name, members)
+                for name, weight in _together(file, source, rules, dtype):
+                    parts[name] = {0: weight}
+                named = gguf_name(source, rules, config)
+                if named is not None:
+                    made = _weight(file, source, named[0], rules, config, dtype)
+                    parts.setdefault(named[0], {})[named[1]] = made
+        weights = {name: _joined(name, found) for name, found in parts.items()}
         embedding = weights.get("token_embd.weight")
         if embedding is None:
             raise FormatError(f"{folder} has no embedding (model.embed_tokens.weight)")
@@ -192,7 +91,8 @@ def convert(
         writer.add("general.type", "model")
         writer.add("general.name", folder.resolve().name)
         writer.add("general.file_type", FILE_TYPE[embedding.type])
-        model = convert_config.metadata(rules.arch, config)
+        model = rules.metadata(rules.arch, config)
+        model |= convert_pooling.metadata(folder, config)
         for key, value in model.items():
             writer.add(f"{rules.arch}.{key}", value)
         if rules in (GEMMA2, GEMMA3) and "attention.scale" in model:
@@ -214,39 +114,6 @@ def convert(
     return tuple(notes)
 
 
-def _rules(config: Mapping[str, Any]) -> Rules:
-    names = config.get("architectures") or [None]
-    rules = RULES.get(names[0]) if isinstance(names, list) else None
-    if rules is None:
-        raise UnsupportedError(
-            f"config.json names the architecture {names!r}; the converter knows "
-            f"{', '.join(sorted(RULES))}"
-        )
-    return rules
-
-
-def _gguf_name(source: str, rules: Rules, config: Mapping[str, Any]) -> str | None:
-    """What GGUF calls a checkpoint's tensor; None for what GGUF leaves out."""
-    if re.match(r"(model\.)?(vision_tower|multi_modal_projector)\.", source):
-        return None
-    if source.endswith("rotary_emb.inv_freq"):
-        return None  # follows from the metadata
-    name = re.sub(r"^(language_model\.)?(model\.)?(language_model\.)?", "", source)
-    if name == "lm_head.weight":
-        return None if config.get("tie_word_embeddings") else "output.weight"
-    if name == "embed_tokens.weight":
-        return "token_embd.weight"
-    if name == "norm.weight":
-        return "output_norm.weight"
-    match = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
-    if match and match[2] in rules.block:
-        return f"blk.{int(match[1])}.{rules.block[match[2]]}.{match[3]}"
-    raise UnsupportedError(
-        f"tensor {source} has no counterpart in GGUF's {rules.arch}; leaving it out could "
-        "change the model's answers"
-    )
-
-
 def _weight(
     file: SafetensorsFile,
     source: str,
@@ -264,76 +131,79 @@ def _weight(
         )
     found, moved_as = FLOATS[info.dtype]
     shape = tuple(info.shape)
-    if len(shape) == 1:
+    if len(shape) == 1 or re.search(r"(_norm|^position_embd|^token_types)\.weight$", name):
         wanted = GGMLType.F32
     else:
         wanted = found if dtype == "auto" else GGMLType[dtype.upper()]
-    heads = 0
-    if rules.permute and re.search(r"\.attn_[qk]\.", name):
-        heads = config["num_attention_heads"]
-        if ".attn_k." in name:
-            heads = config.get("num_key_value_heads") or heads
+    if rules.change is not None:  # what it makes of the shape, without reading anything
+        shape = rules.change(name, np.broadcast_to(np.uint8(0), shape), config).shape
+    heads = paired_heads(name, rules, config)
 
     def load() -> Iterator[NDArray[np.uint8]]:
-        values = file.data(source).view(moved_as).reshape(shape)
+        values = file.data(source).view(moved_as).reshape(info.shape)
+        if rules.change is not None:
+            values = rules.change(name, values, config)
         if heads:
             values = adjacent_pairs(values, heads)
         if len(shape) == 1 and rules.norm_offset and "norm" in name:
-            values = _as_float32(values, found) + np.float32(rules.norm_offset)
+            values = as_float32(values, found) + np.float32(rules.norm_offset)
             yield values.reshape(-1).view(np.uint8)
         else:
-            yield _encoded(values, found, wanted)
+            yield encoded(values, found, wanted)
 
     return _Weight(type=wanted, shape=shape, load=load)
 
 
-def _expert_name(source: str, rules: Rules) -> tuple[str, int] | None:
-    """(GGUF's name, number) of a tensor that belongs to one expert; GGUF stacks them."""
-    match = re.fullmatch(r"model\.layers\.(\d+)\..+\.experts\.(\d+)\.(\w+)\.weight", source)
-    if match is None or match[3] not in rules.experts:
-        return None
-    return f"blk.{int(match[1])}.{rules.experts[match[3]]}.weight", int(match[2])
+def paired_heads(name: str, rules: Rules, config: Mapping[str, Any]) -> int:
+    """How many heads of the tensor GGUF calls `name` have their rows reordered; 0: none."""
+    if not rules.permute or not re.search(r"\.attn_[qk]\.", name):
+        return 0
+    heads: int = config["num_attention_heads"]
+    return config.get("num_key_value_heads") or heads if ".attn_k." in name else heads
 
 
-def _stacked(name: str, members: Mapping[int, _Weight]) -> _Weight:
-    """The tensors of experts 0..n-1 as one; each is loaded when it is written."""
-    first = members[min(members)]
-    if sorted(members) != list(range(len(members))) or any(
-        (m.shape, m.type) != (first.shape, first.type) for m in members.values()
-    ):
-        raise FormatError(f"{name}: experts are missing, or differ in shape or type")
+def _joined(name: str, parts: Mapping[int, _Weight]) -> _Weight:
+    """The parts of a tensor, one below the other; experts one behind the other."""
+    if sorted(parts) != list(range(len(parts))):
+        raise FormatError(f"of GGUF's {name} the checkpoint has the parts {sorted(parts)} alone")
+    first, experts = parts[0], name.endswith("_exps.weight") and len(parts[0].shape) == 2
+    if len(parts) == 1 and not experts:
+        return first
+    ordered = [parts[i] for i in range(len(parts))]
+    if len({(w.type, w.shape[0 if experts else 1 :]) for w in ordered}) != 1:
+        raise FormatError(f"the parts of GGUF's {name} differ in type or shape")
 
     def load() -> Iterator[NDArray[np.uint8]]:
-        for number in range(len(members)):
-            yield from members[number].load()
+        for weight in ordered:
+            yield from weight.load()
 
-    return _Weight(type=first.type, shape=(len(members), *first.shape), load=load)
+    rows = sum(w.shape[0] for w in ordered)
+    shape = (len(ordered), *first.shape) if experts else (rows, *first.shape[1:])
+    return _Weight(type=first.type, shape=shape, load=load)
 
 
 def _together(
     file: SafetensorsFile, source: str, rules: Rules, dtype: FloatFormat
-) -> dict[str, _Weight] | None:
-    """What becomes of a tensor that holds all experts' weights; None: it is no such tensor."""
+) -> Iterator[tuple[str, _Weight]]:
+    """What becomes of a tensor that holds all experts' weights (`convert_experts`)."""
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", source)
-    if match is None or match[2] not in rules.together:
-        return None
-    made = {}
-    for split in rules.together[match[2]]:
+    if match is None:
+        return
+    for split in rules.together.get(match[2], ()):
         read = split.plan(file, source)
         wanted = read.type
         if len(read.shape) == 1 or split.name.endswith(".bias"):
             wanted = GGMLType.F32
         elif read.type in FILE_TYPE and dtype != "auto":
             wanted = GGMLType[dtype.upper()]
-        made[f"blk.{int(match[1])}.{split.name}"] = _Weight(
-            type=wanted, shape=read.shape, load=partial(_split_load, read, wanted)
-        )
-    return made
+        load = partial(_split_load, read, wanted)
+        name = f"blk.{int(match[1])}.{split.name}"
+        yield name, _Weight(type=wanted, shape=read.shape, load=load)
 
 
 def _split_load(read: Planned, wanted: GGMLType) -> Iterator[NDArray[np.uint8]]:
     for values in read.load():
-        yield _encoded(values, read.type, wanted)
+        yield encoded(values, read.type, wanted)
 
 
 def adjacent_pairs(values: NDArray[Any], heads: int) -> NDArray[Any]:
@@ -345,10 +215,10 @@ def adjacent_pairs(values: NDArray[Any], heads: int) -> NDArray[Any]:
     return halves.swapaxes(1, 2).reshape(values.shape)
 
 
-def _encoded(values: NDArray[Any], found: GGMLType, wanted: GGMLType) -> NDArray[np.uint8]:
+def encoded(values: NDArray[Any], found: GGMLType, wanted: GGMLType) -> NDArray[np.uint8]:
     """Elements of one float type as the bytes of another."""
     if found is not wanted:
-        values = _as_float32(values, found)
+        values = as_float32(values, found)
         if wanted is GGMLType.F16:
             with np.errstate(over="ignore"):
                 values = values.astype("<f2")
@@ -361,7 +231,8 @@ def _encoded(values: NDArray[Any], found: GGMLType, wanted: GGMLType) -> NDArray
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
 
-def _as_float32(values: NDArray[Any], type_: GGMLType) -> NDArray[np.float32]:
+def as_float32(values: NDArray[Any], type_: GGMLType) -> NDArray[np.float32]:
+    """Elements of a float type, as they are moved, as float32."""
     if type_ is GGMLType.BF16:
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32, copy=False)

@@ -22,24 +22,25 @@ Config = Mapping[str, Any]
 
 def metadata(arch: str, config: Config) -> dict[str, Any]:
     """GGUF keys (without the architecture's prefix) and values for a checkpoint's config."""
-    heads = _need(config, "num_attention_heads")
-    head_dim = config.get("head_dim") or _need(config, "hidden_size") // heads
-    partial = config.get("partial_rotary_factor") or _rope(config).get("partial_rotary_factor")
+    heads = need(config, "num_attention_heads")
+    head_dim = config.get("head_dim") or need(config, "hidden_size") // heads
+    rotary = rope_settings(config)
+    partial = config.get("partial_rotary_factor") or rotary.get("partial_rotary_factor")
     if not math.isclose(partial or 1.0, 1.0) and arch != "phi3":
         raise UnsupportedError(f"partial_rotary_factor has no counterpart in GGUF's {arch} here")
     n_rot = int(head_dim * (partial or 1.0))
     meta: dict[str, Any] = {
-        "context_length": _need(config, "max_position_embeddings"),
-        "embedding_length": _need(config, "hidden_size"),
-        "block_count": _need(config, "num_hidden_layers"),
-        "feed_forward_length": _need(config, "intermediate_size"),
+        "context_length": need(config, "max_position_embeddings"),
+        "embedding_length": need(config, "hidden_size"),
+        "block_count": need(config, "num_hidden_layers"),
+        "feed_forward_length": need(config, "intermediate_size"),
         "attention.head_count": heads,
         "attention.head_count_kv": config.get("num_key_value_heads") or heads,
         "attention.key_length": head_dim,
         "attention.value_length": head_dim,
-        "attention.layer_norm_rms_epsilon": np.float32(_need(config, "rms_norm_eps")),
+        "attention.layer_norm_rms_epsilon": np.float32(need(config, "rms_norm_eps")),
         "rope.dimension_count": n_rot,
-        "vocab_size": _need(config, "vocab_size"),
+        "vocab_size": need(config, "vocab_size"),
     }
     match arch:
         case "gemma2":
@@ -58,17 +59,17 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
             return meta | _gpt_oss(config)
         case "phi3":
             meta["attention.sliding_window"] = config.get("sliding_window") or 0
-            if _rope_type(_rope(config)) == "longrope":
+            if _rope_type(rope_settings(config)) == "longrope":
                 return meta | _longrope(config)
-    _only(config, "hidden_act", "silu")
+    only(config, "hidden_act", "silu")
     if arch != "phi3":
         _refuse_windows(config)
-    return meta | _rope_metadata(_rope(config))
+    return meta | rope_metadata(rope_settings(config))
 
 
 def rope_factors(arch: str, config: Config) -> dict[str, NDArray[np.float32]]:
     """Tensors of what each pair's frequency is divided by, for llama3 scaling and longrope."""
-    settings = _rope(config, "full_attention" if arch == "gemma3" else None)
+    settings = rope_settings(config, "full_attention" if arch == "gemma3" else None)
     if _rope_type(settings) == "longrope":
         return {
             f"rope_factors_{name}.weight": np.array(settings[f"{name}_factor"], np.float32)
@@ -76,16 +77,16 @@ def rope_factors(arch: str, config: Config) -> dict[str, NDArray[np.float32]]:
         }
     if _rope_type(settings) != "llama3":
         return {}
-    head_dim = config.get("head_dim") or _need(config, "hidden_size") // _need(
+    head_dim = config.get("head_dim") or need(config, "hidden_size") // need(
         config, "num_attention_heads"
     )
     freqs = rope.plain(head_dim, settings["rope_theta"])
     scaled = rope.llama3(
         freqs,
-        factor=_need(settings, "factor"),
-        low=_need(settings, "low_freq_factor"),
-        high=_need(settings, "high_freq_factor"),
-        n_ctx_original=_need(settings, "original_max_position_embeddings"),
+        factor=need(settings, "factor"),
+        low=need(settings, "low_freq_factor"),
+        high=need(settings, "high_freq_factor"),
+        n_ctx_original=need(settings, "original_max_position_embeddings"),
     )
     return {"rope_freqs.weight": (freqs / scaled).astype(np.float32)}
 
@@ -93,24 +94,24 @@ def rope_factors(arch: str, config: Config) -> dict[str, NDArray[np.float32]]:
 def _experts(config: Config) -> dict[str, Any]:
     count = "num_experts" if "num_experts" in config else "num_local_experts"
     return {
-        "expert_count": _need(config, count),
-        "expert_used_count": _need(config, "num_experts_per_tok"),
+        "expert_count": need(config, count),
+        "expert_used_count": need(config, "num_experts_per_tok"),
     }
 
 
 def _qwen3moe(config: Config) -> dict[str, Any]:
-    _only(config, "norm_topk_prob", True)
-    _only(config, "decoder_sparse_step", 1)
+    only(config, "norm_topk_prob", True)
+    only(config, "decoder_sparse_step", 1)
     if config.get("mlp_only_layers"):
         raise UnsupportedError("GGUF's qwen3moe has experts in every layer; this one has not")
-    width = _need(config, "moe_intermediate_size")
+    width = need(config, "moe_intermediate_size")
     return {**_experts(config), "expert_feed_forward_length": width}
 
 
 def _gpt_oss(config: Config) -> dict[str, Any]:
-    _only(config, "swiglu_limit", 7.0)
-    _only(config, "swiglu_alpha", 1.702)
-    _only(config, "hidden_act", "silu")
+    only(config, "swiglu_limit", 7.0)
+    only(config, "swiglu_alpha", 1.702)
+    only(config, "hidden_act", "silu")
     expected = ["full_attention" if i % 2 else "sliding_attention"
                 for i in range(config["num_hidden_layers"])]  # fmt: skip
     if list(config.get("layer_types") or expected) != expected:
@@ -118,21 +119,21 @@ def _gpt_oss(config: Config) -> dict[str, Any]:
             "GGUF's gpt-oss has sliding and full layers in turn; this checkpoint orders them "
             f"{config['layer_types']}"
         )
-    settings = _rope(config)
+    settings = rope_settings(config)
     if _rope_type(settings) == "yarn" and settings.get("truncate") is not False:
         raise UnsupportedError("GGUF's gpt-oss has a yarn ramp that is not rounded (truncate)")
     return {
         **_experts(config),
-        **_rope_metadata({k: v for k, v in settings.items() if k != "truncate"}),
-        "expert_feed_forward_length": _need(config, "intermediate_size"),
-        "attention.sliding_window": _need(config, "sliding_window"),
+        **rope_metadata({k: v for k, v in settings.items() if k != "truncate"}),
+        "expert_feed_forward_length": need(config, "intermediate_size"),
+        "attention.sliding_window": need(config, "sliding_window"),
     }
 
 
 def _longrope(config: Config) -> dict[str, Any]:
-    _only(config, "hidden_act", "silu")
-    settings = _rope(config)
-    original = settings.get("original_max_position_embeddings") or _need(
+    only(config, "hidden_act", "silu")
+    settings = rope_settings(config)
+    original = settings.get("original_max_position_embeddings") or need(
         config, "original_max_position_embeddings"
     )
     meta = {
@@ -143,7 +144,7 @@ def _longrope(config: Config) -> dict[str, Any]:
     for name in ("short_mscale", "long_mscale"):
         if settings.get(name) is not None:
             raise UnsupportedError(f"longrope's {name} has no counterpart in the converter")
-    scale = _need(config, "max_position_embeddings") / original
+    scale = need(config, "max_position_embeddings") / original
     factor = settings.get("attention_factor")
     if factor is None:
         factor = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
@@ -152,7 +153,7 @@ def _longrope(config: Config) -> dict[str, Any]:
 
 def _granite(config: Config) -> dict[str, Any]:
     return {
-        ours: np.float32(_need(config, key))
+        ours: np.float32(need(config, key))
         for key, ours in (
             ("embedding_multiplier", "embedding_scale"),
             ("residual_multiplier", "residual_scale"),
@@ -163,7 +164,7 @@ def _granite(config: Config) -> dict[str, Any]:
 
 
 def _gemma2(config: Config, head_dim: int) -> dict[str, Any]:
-    _only(config, "hidden_activation", "gelu_pytorch_tanh")
+    only(config, "hidden_activation", "gelu_pytorch_tanh")
     if config.get("use_bidirectional_attention"):
         raise UnsupportedError("this Gemma 2 sees text in both directions (an embedding model)")
     layers = config.get("layer_types")
@@ -175,17 +176,17 @@ def _gemma2(config: Config, head_dim: int) -> dict[str, Any]:
             f"{layers}"
         )
     return {
-        **_rope_metadata(_rope(config)),
-        "attention.sliding_window": _need(config, "sliding_window"),
-        "attn_logit_softcapping": np.float32(_need(config, "attn_logit_softcapping")),
-        "final_logit_softcapping": np.float32(_need(config, "final_logit_softcapping")),
+        **rope_metadata(rope_settings(config)),
+        "attention.sliding_window": need(config, "sliding_window"),
+        "attn_logit_softcapping": np.float32(need(config, "attn_logit_softcapping")),
+        "final_logit_softcapping": np.float32(need(config, "final_logit_softcapping")),
         **_attention_scale(config, head_dim, layers_of_27b=gemma2.LAYERS_OF_27B),
     }
 
 
 def _gemma3(config: Config, head_dim: int) -> dict[str, Any]:
-    _only(config, "hidden_activation", "gelu_pytorch_tanh")
-    _only(config, "attn_logit_softcapping", None)
+    only(config, "hidden_activation", "gelu_pytorch_tanh")
+    only(config, "attn_logit_softcapping", None)
     if config.get("use_bidirectional_attention"):
         raise UnsupportedError("this Gemma 3 sees text in both directions (an embedding model)")
     n_layers = config["num_hidden_layers"]
@@ -198,13 +199,14 @@ def _gemma3(config: Config, head_dim: int) -> dict[str, Any]:
             "GGUF's gemma3 has five sliding layers before each full one; this checkpoint "
             f"orders them {layers or period}"
         )
-    full, local = _rope(config, "full_attention"), _rope(config, "sliding_attention")
+    full = rope_settings(config, "full_attention")
+    local = rope_settings(config, "sliding_attention")
     if _rope_type(local) != "default":
         raise UnsupportedError("GGUF's gemma3 scales rotary angles of full attention alone")
     meta = {
-        **_rope_metadata(full),
+        **rope_metadata(full),
         "rope.freq_base_swa": np.float32(local["rope_theta"]),
-        "attention.sliding_window": _need(config, "sliding_window"),
+        "attention.sliding_window": need(config, "sliding_window"),
         **_attention_scale(config, head_dim, layers_of_27b=gemma3.LAYERS_OF_27B),
     }
     if config.get("final_logit_softcapping"):
@@ -220,7 +222,7 @@ def _attention_scale(config: Config, head_dim: int, *, layers_of_27b: int) -> di
     return {} if math.isclose(scalar, usual) else {"attention.scale": np.float32(scalar**-0.5)}
 
 
-def _rope(config: Config, layer_type: str | None = None) -> dict[str, Any]:
+def rope_settings(config: Config, layer_type: str | None = None) -> dict[str, Any]:
     """Rotary settings with rope_theta among them, for one kind of layer where they differ."""
     settings = config.get("rope_parameters")
     if settings is not None:
@@ -240,7 +242,8 @@ def _rope_type(settings: Config) -> str:
     return str(settings.get("rope_type") or settings.get("type") or "default")
 
 
-def _rope_metadata(settings: Config) -> dict[str, Any]:
+def rope_metadata(settings: Config) -> dict[str, Any]:
+    """GGUF keys for rotary settings."""
     meta: dict[str, Any] = {"rope.freq_base": np.float32(settings["rope_theta"])}
     match _rope_type(settings):
         case "default":
@@ -249,11 +252,11 @@ def _rope_metadata(settings: Config) -> dict[str, Any]:
             pass
         case "linear":
             meta["rope.scaling.type"] = "linear"
-            meta["rope.scaling.factor"] = np.float32(_need(settings, "factor"))
+            meta["rope.scaling.factor"] = np.float32(need(settings, "factor"))
         case "yarn":
             meta["rope.scaling.type"] = "yarn"
-            meta["rope.scaling.factor"] = np.float32(_need(settings, "factor"))
-            meta["rope.scaling.original_context_length"] = _need(
+            meta["rope.scaling.factor"] = np.float32(need(settings, "factor"))
+            meta["rope.scaling.original_context_length"] = need(
                 settings, "original_max_position_embeddings"
             )
             for key, ours in (
@@ -299,14 +302,16 @@ def _refuse_other_positions(config: Config) -> None:
         )
 
 
-def _only(config: Config, key: str, allowed: object) -> None:
+def only(config: Config, key: str, allowed: object) -> None:
+    """Raise UnsupportedError if the config sets the key to anything else."""
     if key in config and config[key] != allowed:
         raise UnsupportedError(
             f"config.json sets {key} to {config[key]!r}; GGUF knows only {allowed!r} here"
         )
 
 
-def _need(config: Config, key: str) -> Any:
+def need(config: Config, key: str) -> Any:
+    """The number at a key. Raises FormatError."""
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise FormatError(f"config.json has {key} = {value!r}, a number is needed")

@@ -3,19 +3,22 @@
 A llama block whose query and key heads are normed, each head by itself, before the rotation.
 Heads are as wide as attention.key_length says (128 in the released models, whatever n_embd is);
 rotated pairs lie half a head apart: style "neox". With experts it is called qwen3moe.
+Qwen3 Embedding (arXiv:2506.05176) is the same up to the last norm, whose rows it gives: its files
+state a pooling.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from insula.models import rope
+from insula.models import pooling, rope
 from insula.models.blocks import (
     ADD,
     Block,
     decoder,
     embedding,
     expert_counts,
+    hidden_states,
     logits,
     turning,
 )
@@ -27,7 +30,6 @@ CHANGES_THE_MATHS = (
     "attention.sliding_window",
     "attn_logit_softcapping",
     "logit_scale",
-    "pooling_type",
 )
 
 
@@ -49,5 +51,6 @@ def graph(ckpt: Checkpoint, *, mixture: bool = False) -> Graph:
         ops += [b.norm("h", "x", "ffn_norm")]
         ops += b.experts("h", count=experts, used=used, width=width) if mixture else b.gated("h")
         ops += [ADD]
-    ops += logits(ckpt, d)
-    return decoder(ckpt, d, ops, experts=experts)
+    pooled = pooling.from_checkpoint(ckpt, n_embd=d.n_embd)
+    ops += logits(ckpt, d) if pooled is None else hidden_states(ckpt, d)
+    return decoder(ckpt, d, ops, experts=experts, pooling=pooled)

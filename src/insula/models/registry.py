@@ -12,7 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insula.errors import UnsupportedError
-from insula.models import gemma2, gemma3, gpt_oss, granite, llama, olmo2, phi3, qwen3, smollm3
+from insula.models import (
+    bert,
+    falcon,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_oss,
+    granite,
+    llama,
+    nomic_bert,
+    olmo2,
+    phi3,
+    qwen3,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from insula.models.checkpoint import OTHER_BACKEND, Checkpoint, TensorShape
 from insula.ops.graph import Graph
 
@@ -38,7 +54,9 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             Architecture(
                 name="qwen2", graph=partial(llama.graph, style="neox"), models="Qwen2, Qwen2.5"
             ),
-            Architecture(name="qwen3", graph=qwen3.graph, models="Qwen3, dense"),
+            Architecture(
+                name="qwen3", graph=qwen3.graph, models="Qwen3, dense, and Qwen3 Embedding"
+            ),
             Architecture(
                 name="qwen3moe",
                 graph=partial(qwen3.graph, mixture=True),
@@ -51,6 +69,16 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             Architecture(name="smollm3", graph=smollm3.graph, models="SmolLM3"),
             Architecture(name="olmo2", graph=olmo2.graph, models="OLMo 2"),
             Architecture(name="phi3", graph=phi3.graph, models="Phi-3, Phi-3.5, Phi-4"),
+            Architecture(name="gpt2", graph=gpt2.graph, models="GPT-2, from letters up"),
+            Architecture(name="starcoder2", graph=starcoder2.graph, models="StarCoder2"),
+            Architecture(name="stablelm", graph=stablelm.graph, models="StableLM 3B, 2"),
+            Architecture(name="falcon", graph=falcon.graph, models="Falcon 7B, 40B, 2 11B"),
+            Architecture(
+                name="bert",
+                graph=bert.graph,
+                models="BERT, RoBERTa, XLM-R: embeddings, rerankers, classifiers",
+            ),
+            Architecture(name="nomic-bert", graph=nomic_bert.graph, models="Nomic Embed"),
         )
     }
 )

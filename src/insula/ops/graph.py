@@ -45,12 +45,21 @@ class Positions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenTypes:
+    """dst += weight[type of the token]: which of its texts a token belongs to (BERT's segments)."""
+
+    dst: str
+    weight: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Norm:
     """RMS norm, or layer norm, over each of `heads` equal parts of a row.
 
     rms:   y = x / sqrt(mean(x^2) + eps) * weight        (arXiv:1910.07467)
     layer: y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
-    weight has width/heads entries. dst may equal src.
+    weight has width/heads entries, or width: each part its own; bias width/heads. dst may equal
+    src.
     """
 
     dst: str
@@ -200,9 +209,17 @@ class Logits:
     softcap: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """The last op of a model that gives hidden states and no logits: src as it is."""
+
+    src: str
+
+
 Op = (
     Embed
     | Positions
+    | TokenTypes
     | Norm
     | Linear
     | Lora
@@ -214,6 +231,7 @@ Op = (
     | Add
     | Scale
     | Logits
+    | Output
 )
 
 
@@ -226,12 +244,43 @@ class KVSlot:
     window: int | None = None
 
 
+#: mean: of all rows. cls: the first row. last: the last one. rank: the first row through `Head`.
+PoolingKind = Literal["mean", "cls", "last", "rank"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """scores = out(tanh(dense(row))); without dense: out(row). Tensor names; labels: of scores."""
+
+    out: str
+    out_bias: str | None = None
+    dense: str | None = None
+    dense_bias: str | None = None
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooling:
+    """What a sequence's hidden states become: one vector, or a head's scores.
+
+    normalize: divided by its Euclidean length. max_tokens: the longest text that the model was
+    made for, None: its context.
+    """
+
+    kind: PoolingKind
+    normalize: bool = True
+    head: Head | None = None
+    max_tokens: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Graph:
     """A whole model. Buffer widths are in float32 elements per token.
 
     n_ctx_switch: some models turn by other frequencies where the context is longer than this;
     the graph is for contexts on one side of it.
+    The last op, `Logits` or `Output`, says what a step gives for a row; pooling, what becomes of
+    the rows of an `Output`, where the file says.
     """
 
     arch: str
@@ -244,3 +293,10 @@ class Graph:
     ops: tuple[Op, ...]
     n_ctx_switch: int | None = None
     notes: tuple[str, ...] = field(default=())
+    pooling: Pooling | None = None
+
+    @property
+    def n_out(self) -> int:
+        """How wide a row is that a step gives: logits, or hidden states."""
+        last = self.ops[-1]
+        return self.buffers[last.src] if isinstance(last, Output) else self.n_vocab

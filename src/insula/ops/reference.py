@@ -37,9 +37,11 @@ from insula.ops.graph import (
     Logits,
     Lora,
     Norm,
+    Output,
     Positions,
     Rope,
     Scale,
+    TokenTypes,
 )
 
 F32 = NDArray[np.float32]
@@ -58,15 +60,22 @@ class TensorSource(Protocol):
 Attend = Callable[[Attention, F32, F32, F32, F32 | None], F32]
 
 
-def forward(graph: Graph, source: TensorSource, ids: ArrayLike) -> F32:
-    """Logits [T, V] of one sequence from position 0. Raises EngineError for an unknown id."""
+def forward(
+    graph: Graph, source: TensorSource, ids: ArrayLike, types: ArrayLike | None = None
+) -> F32:
+    """Logits [T, V], or hidden states [T, D], of one sequence from position 0.
+
+    Raises EngineError for an unknown id.
+    """
     tokens = np.asarray(ids, dtype=np.int32)
+    types_T = np.zeros_like(tokens) if types is None else np.asarray(types, dtype=np.int32)
     positions = np.arange(len(tokens), dtype=np.int32)
 
     def attend(op: Attention, q: F32, k: F32, v: F32, sinks: F32 | None) -> F32:
         return attention(op, q, k, v, positions, sinks)
 
-    return _run(graph, source.dequantize, tokens, positions, np.arange(len(tokens)), attend)
+    rows = np.arange(len(tokens))
+    return _run(graph, source.dequantize, tokens, types_T, positions, rows, attend)
 
 
 class ReferenceRunner:
@@ -99,14 +108,17 @@ class ReferenceRunner:
         tables: Sequence[I32],
         logit_rows: ArrayLike,
         adapters: ArrayLike | None = None,
+        types: ArrayLike | None = None,
     ) -> F32:
-        """Run T tokens and return logits [R, V] for `logit_rows` (indices into the T rows).
+        """Run T tokens and return logits [R, V] for `logit_rows` (indices into the T rows), or
+        hidden states [R, D] where the graph ends with them. types: of each token, 0 if None.
 
         rows[t] is the table (sequence) of token t; a sequence's tokens are consecutive and
         ascending in position. tables[s][p // page_size] is the page that holds position p.
         adapters: there are none here.
         """
         tokens_T = np.asarray(tokens, dtype=np.int32)
+        types_T = np.zeros_like(tokens_T) if types is None else np.asarray(types, dtype=np.int32)
         positions_T = np.asarray(positions, dtype=np.int32)
         rows_T = np.asarray(rows, dtype=np.int32)
         logit_rows_R = np.asarray(logit_rows, dtype=np.int64)
@@ -124,7 +136,7 @@ class ReferenceRunner:
                 a[start:stop] = attention(op, q[start:stop], keys[at], values[at], p, sinks)
             return a
 
-        return _run(self.graph, self._weight, tokens_T, positions_T, logit_rows_R, attend)
+        return _run(self.graph, self._weight, tokens_T, types_T, positions_T, logit_rows_R, attend)
 
     def copy_page(self, src: int, dst: int) -> None:
         """Copy one page's keys and values in every slot."""
@@ -174,6 +186,7 @@ def _run(
     graph: Graph,
     weight: Callable[[str], F32],
     tokens: I32,
+    types: I32,
     positions: I32,
     logit_rows: NDArray[np.int64],
     attend: Attend,
@@ -191,6 +204,8 @@ def _run(
                 bufs[op.dst] = weight(op.weight)[tokens] * np.float32(op.scale)
             case Positions():
                 bufs[op.dst] = bufs[op.dst] + weight(op.weight)[positions]
+            case TokenTypes():
+                bufs[op.dst] = bufs[op.dst] + weight(op.weight)[types]
             case Norm():
                 bufs[op.dst] = norm(
                     bufs[op.src],
@@ -230,7 +245,9 @@ def _run(
                 logits = bufs[op.src][logit_rows] @ weight(op.weight).T
                 logits *= np.float32(op.scale)
                 return softcapped(logits, op.softcap)
-    raise EngineError(f"the graph of {graph.arch} has no Logits op")
+            case Output():
+                return bufs[op.src][logit_rows]
+    raise EngineError(f"the graph of {graph.arch} has neither a Logits nor an Output op")
 
 
 def norm(x_TD: F32, weight: F32, bias: F32 | None, *, eps: float, kind: str, heads: int = 1) -> F32:
@@ -239,7 +256,8 @@ def norm(x_TD: F32, weight: F32, bias: F32 | None, *, eps: float, kind: str, hea
     if kind == "layer":
         x = x - x.mean(axis=-1, keepdims=True)
     mean_square = np.mean(x * x, axis=-1, keepdims=True)
-    y: F32 = x / np.sqrt(mean_square + np.float32(eps)) * weight
+    parts = weight.reshape(-1, x.shape[-1])  # one for all heads, or each its own
+    y: F32 = x / np.sqrt(mean_square + np.float32(eps)) * parts
     if bias is not None:
         y = y + bias
     return y.reshape(x_TD.shape)
