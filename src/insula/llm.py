@@ -359,13 +359,13 @@ class LLM:
 
     def embed(
         self,
-        texts: str | Sequence[str],
+        texts: str | Sequence[str] | Sequence[Sequence[int]],
         *,
         truncate: bool = False,
         dimensions: int | None = None,
     ) -> Embeddings:
         """Vectors float32 [n, D] of texts (of one text: [1, D]), pooled and normalized as the
-        model declares, and a report.
+        model declares, and a report. Lists of token ids are used as they are.
 
         truncate: cut texts that are longer than the model reads (model_info.n_ctx) and say which;
         otherwise they are an error. dimensions: only the first so many, for models that were

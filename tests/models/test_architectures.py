@@ -10,8 +10,10 @@ import pytest
 from insula.errors import FormatError, UnsupportedError
 from insula.models import rope
 from insula.models.registry import ARCHITECTURES, build_graph
-from insula.ops.graph import Attention, Embed, Experts, Linear, Logits, Norm, Rope, Scale
+from insula.ops.graph import Attention, Embed, Experts, Linear, Logits, Norm, Output, Rope, Scale
 
+LAYER_NORMS = ("gpt2", "starcoder2", "stablelm", "falcon", "bert", "nomic-bert")
+ENCODERS = ("bert", "nomic-bert")
 N_VOCAB, D, FF, HEADS, KV_HEADS, LAYERS = 40, 32, 48, 4, 2, 7
 EXPERTS, EXPERT_FF = 4, 16
 
@@ -28,7 +30,7 @@ class Source:
             f"{arch}.feed_forward_length": FF,
             f"{arch}.attention.head_count": HEADS,
             f"{arch}.attention.head_count_kv": KV_HEADS,
-            f"{arch}.attention.layer_norm_rms_epsilon": 1e-5,
+            f"{arch}.{epsilon(arch)}": 1e-5,
             f"{arch}.rope.freq_base": 10000.0,
         }
         if arch == "granite":
@@ -74,12 +76,31 @@ class Source:
                 shapes[f"blk.{i}.attn_sinks.weight"] = (HEADS,)
                 shapes[f"blk.{i}.post_attention_norm.weight"] = (D,)
                 del shapes[f"blk.{i}.ffn_norm.weight"]
+            if arch in ("gpt2", "falcon", "nomic-bert"):
+                for name in ("attn_q", "attn_k", "attn_v"):
+                    del shapes[f"blk.{i}.{name}.weight"]
+                shapes[f"blk.{i}.attn_qkv.weight"] = (D + 2 * KV_HEADS * head, D)
+            if arch in ("gpt2", "falcon", "starcoder2", "bert"):
+                del shapes[f"blk.{i}.ffn_gate.weight"]
+            if arch == "falcon":
+                del shapes[f"blk.{i}.ffn_norm.weight"]
+            if arch in ENCODERS:
+                for name, other in (("attn", "attn_output"), ("ffn", "layer_output")):
+                    del shapes[f"blk.{i}.{name}_norm.weight"]
+                    shapes[f"blk.{i}.{other}_norm.weight"] = (D,)
             if arch in ("qwen3", "qwen3moe", "gemma3"):
                 shapes[f"blk.{i}.attn_q_norm.weight"] = (head,)
                 shapes[f"blk.{i}.attn_k_norm.weight"] = (head,)
             if arch in ("gemma2", "gemma3", "olmo2"):
                 shapes[f"blk.{i}.post_attention_norm.weight"] = (D,)
                 shapes[f"blk.{i}.post_ffw_norm.weight"] = (D,)
+        if arch == "stablelm":
+            self.metadata["stablelm.use_parallel_residual"] = False
+        if arch in ("gpt2", "bert"):
+            shapes["position_embd.weight"] = (256, D)
+        if arch in ENCODERS:
+            del shapes["output_norm.weight"]
+            shapes["token_embd_norm.weight"] = (D,)
         self.tensors = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
         self.data: dict[str, np.ndarray] = {}
 
@@ -89,6 +110,10 @@ class Source:
     def add(self, name, values):
         self.data[name] = np.asarray(values, np.float32)
         self.tensors[name] = SimpleNamespace(shape=self.data[name].shape)
+
+
+def epsilon(arch: str) -> str:
+    return f"attention.layer_norm_{'' if arch in LAYER_NORMS else 'rms_'}epsilon"
 
 
 @pytest.fixture(params=sorted(ARCHITECTURES))
@@ -101,6 +126,9 @@ def ops_of(graph, kind):
 
 
 def test_output_is_the_embedding_where_the_file_has_no_other(source):
+    if source.metadata["general.architecture"] in ENCODERS:
+        assert ops_of(build_graph(source), Output)
+        return
     assert ops_of(build_graph(source), Logits)[0].weight == "token_embd.weight"
     source.tensors["output.weight"] = SimpleNamespace(shape=(N_VOCAB, D))
     assert ops_of(build_graph(source), Logits)[0].weight == "output.weight"
@@ -123,12 +151,13 @@ def test_every_buffer_that_an_op_names_is_declared(source):
         "block_count",
         "feed_forward_length",
         "attention.head_count",
-        "attention.layer_norm_rms_epsilon",
+        "epsilon",
     ],
 )
 @pytest.mark.parametrize("value", [None, 0, -1, "many", 2**40, float("nan"), True, b"x", [1, 2]])
 def test_a_wrong_number_is_named(source, key, value):
     arch = source.metadata["general.architecture"]
+    key = epsilon(arch) if key == "epsilon" else key
     if value == 2**40 and key.endswith("epsilon"):
         value = float("inf")  # a large epsilon is a number like any other
     if value is None:
@@ -216,6 +245,15 @@ def test_an_architecture_without_a_name(value):
         ("smollm3", "attention.sliding_window", 4096),
         ("olmo2", "attention.sliding_window", 4096),
         ("phi3", "expert_count", 16),
+        ("qwen3", "pooling_type", 4),
+        ("gpt2", "attention.sliding_window", 64),
+        ("starcoder2", "pooling_type", 1),
+        ("stablelm", "attention.scale", 0.5),
+        ("falcon", "attention.max_alibi_bias", 8.0),
+        ("bert", "attention.causal", True),
+        ("bert", "pooling_type", 7),
+        ("nomic-bert", "moe_every_n_layers", 2),
+        ("nomic-bert", "pooling_type", 4),
         ("gemma3", "attn_logit_softcapping", 50.0),
     ],
 )
@@ -224,7 +262,8 @@ def test_keys_that_change_the_maths_are_refused(arch, key, value):
     source.metadata[f"{arch}.{key}"] = value
     with pytest.raises(UnsupportedError, match=key):
         build_graph(source)
-    source.metadata[f"{arch}.{key}"] = 0  # GGUF's way of switching a thing off
+    # GGUF's way of switching a thing off
+    source.metadata[f"{arch}.{key}"] = False if value is True else 0
     build_graph(source)
 
 

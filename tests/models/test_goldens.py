@@ -108,7 +108,7 @@ def without_effect(graph):
         each(
             lambda op: (
                 replace(op, act="relu" if op.act == "silu" else "silu")
-                if isinstance(op, Act | Glu)
+                if isinstance(op, Act | Glu | Experts)
                 else None
             )
         ),
@@ -142,9 +142,8 @@ def without_effect_of_positions(graph, each, without):
     ropes = [op for op in graph.ops if isinstance(op, Rope)]
     if not ropes:
         return
-    plain = ropes[0].freqs[0] * (ropes[0].freqs[1] / ropes[0].freqs[0]) ** np.arange(
-        len(ropes[0].freqs)
-    )
+    first = ropes[0].freqs
+    plain = first[0] * (first[min(1, len(first) - 1)] / first[0]) ** np.arange(len(first))
     yield "rope", each(lambda op: replace(op, freqs=op.freqs * 0) if isinstance(op, Rope) else None)
     other = {"norm": "neox", "neox": "norm"}
     yield (
@@ -202,7 +201,7 @@ def without_effect_of_numbers(graph, each, without):
             "sinks",
             each(lambda op: replace(op, sinks=None) if isinstance(op, Attention) else None),
         )
-    for field, value in (("among_used", False), ("act", "gelu"), ("used", 1), ("down_bias", None)):
+    for field, value in (("among_used", False), ("used", 1), ("down_bias", None)):
         found = [op for op in graph.ops if isinstance(op, Experts)]
         if any(getattr(op, field) != value for op in found):
             yield (

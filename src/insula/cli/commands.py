@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "list": ("list_models", "list_models", "help.list"),
     "show": ("show", "show", "help.show"),
     "rm": ("rm", "rm", "help.rm"),
+    "embed": ("embed", "embed", "help.embed"),
     "tokenize": ("tokenize", "tokenize", "help.tokenize"),
     "quantize": ("quantize", "quantize", "help.quantize"),
     "bench": ("bench", "bench", "help.bench"),

@@ -23,9 +23,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from insula.compat import gpt4all_files as files
+from insula.compat.gpt4all_embed import CancellationError, Embed4All, EmbedResult
 from insula.compat.gpt4all_files import ConfigType
 from insula.compat.gpt4all_prompts import (
     JinjaTranscript,
@@ -33,7 +34,6 @@ from insula.compat.gpt4all_prompts import (
     PromptTemplate,
     is_jinja,
 )
-from insula.engine.backends import require
 from insula.engine.sampling import validate
 from insula.errors import ConfigError, UnsupportedError
 from insula.types import SamplingParams
@@ -43,25 +43,14 @@ if TYPE_CHECKING:
 
     from insula.llm import LLM
 
+__all__ = ["CancellationError", "Embed4All", "EmbedResult", "GPT4All"]
+
 MessageType = dict[str, str]
 ResponseCallbackType = Callable[[int, str], bool]
-EmbCancelCallbackType = Callable[[list[int], str], bool]
-EmbeddingsType = TypeVar("EmbeddingsType", bound="list[Any]")
 
 #: gpt4all's order; its typical-p does not exist.
 SAMPLERS = ("penalties", "top_k", "top_p", "min_p", "temperature")
 CPU_DEVICES = (None, "cpu")
-
-
-class CancellationError(Exception):
-    """raised when embedding is canceled"""
-
-
-class EmbedResult(TypedDict, Generic[EmbeddingsType]):
-    """What `Embed4All.embed(…, return_dict=True)` gives."""
-
-    embeddings: EmbeddingsType
-    n_prompt_tokens: int
 
 
 def empty_response_callback(token_id: int, response: str) -> bool:
@@ -415,72 +404,3 @@ class GPT4All:
                     transcript.answered(question, ids, answer, token_ids)
                 else:
                     del history[-2:]
-
-
-class Embed4All:
-    """Embeddings the GPT4All way. Insula has no embedding engine yet.
-
-    What can be checked is checked as gpt4all does; then `embed` raises UnsupportedError. Making
-    an object loads nothing.
-    """
-
-    MIN_DIMENSIONALITY = 64
-
-    def __init__(
-        self,
-        model_name: str | None = None,
-        *,
-        n_threads: int | None = None,
-        device: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Keep the arguments; see GPT4All for their meaning."""
-        self.model_name = model_name
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        typ: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def embed(
-        self,
-        text: str | list[str],
-        *,
-        prefix: str | None = None,
-        dimensionality: int | None = None,
-        long_text_mode: str = "mean",
-        return_dict: bool = False,
-        atlas: bool = False,
-        cancel_cb: EmbCancelCallbackType | None = None,
-    ) -> Any:
-        """Vectors for texts, once there is an engine for them.
-
-        Raises ValueError for an empty text, a dimensionality below 1 or an unknown
-        long_text_mode, and UnsupportedError otherwise.
-        """
-        if dimensionality is not None and dimensionality <= 0:
-            raise ConfigError(
-                f"Dimensionality must be None or a positive integer, got {dimensionality}"
-            )
-        if dimensionality is not None and dimensionality < self.MIN_DIMENSIONALITY:
-            warnings.warn(
-                f"Dimensionality {dimensionality} is less than the suggested minimum of "
-                f"{self.MIN_DIMENSIONALITY}. Performance may be degraded.",
-                stacklevel=2,
-            )
-        if long_text_mode not in ("mean", "truncate"):
-            raise ConfigError(
-                f"Long text mode must be one of 'mean' or 'truncate', got {long_text_mode!r}"
-            )
-        if not text:
-            raise ConfigError("text must not be None or empty")
-        require("native", "embeddings")

