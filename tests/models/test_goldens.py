@@ -146,10 +146,11 @@ def without_effect_of_positions(graph, each, without):
     plain = first[0] * (first[min(1, len(first) - 1)] / first[0]) ** np.arange(len(first))
     yield "rope", each(lambda op: replace(op, freqs=op.freqs * 0) if isinstance(op, Rope) else None)
     other = {"norm": "neox", "neox": "norm"}
-    yield (
-        "style",
-        each(lambda op: replace(op, style=other[op.style]) if isinstance(op, Rope) else None),
-    )
+    if any(len(op.freqs) > 1 for op in ropes):  # one pair is the same in both
+        yield (
+            "style",
+            each(lambda op: replace(op, style=other[op.style]) if isinstance(op, Rope) else None),
+        )
     if any(not np.allclose(op.freqs, plain) for op in ropes):
         yield (
             "rope scaling or base",
