@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <new>
 #include <stdexcept>
 #include <utility>
@@ -98,6 +99,16 @@ insula::KVType kv_type(const std::string &s) {
 }
 
 using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+nb::tuple recorded(const Model &m, int weight) {
+  uint64_t rows = 0;
+  const std::vector<double> sums = m.recorded(weight, &rows);
+  double *out = new double[sums.size() + 1];
+  std::copy(sums.begin(), sums.end(), out);
+  nb::capsule owner(out, [](void *p) noexcept { delete[] static_cast<double *>(p); });
+  return nb::make_tuple(nb::ndarray<nb::numpy, double, nb::ndim<1>>(out, {sums.size()}, owner),
+                        rows);
+}
 
 Logits step(Model &m, Ints tokens, Ints positions, Ints rows, std::vector<Ints> tables,
             Ints logit_rows) {
@@ -203,6 +214,11 @@ void bind_engine(nb::module_ &m) {
            nb::arg("tables"), nb::arg("logit_rows"),
            "One forward pass: float32 [len(logit_rows), n_vocab].")
       .def("copy_page", &Model::copy_page, nb::arg("src"), nb::arg("dst"))
+      .def("record", &Model::record, nb::arg("on"),
+           "From now on, from nothing, sum the squares of what products read; False: no more.")
+      .def("recorded", &recorded, nb::arg("weight"),
+           "(float64 [cols], rows): sums of squares by column of the inputs that a weight's "
+           "products read, and of how many rows; no columns if there are none.")
       .def("populate", &Model::populate, nb::arg("pages"), nb::call_guard<nb::gil_scoped_release>(),
            "Memory for the first pages now, and not when they are first written.")
       .def("save_page", &save_page, nb::arg("page"), nb::arg("tokens"), nb::arg("out"),
