@@ -116,9 +116,8 @@ def quantize(
             overwrite=force,
             threads=threads or 0,
         )
-    if compares and imatrix is not None and measured_on is not None and importance is not None:
-        if imatrix.samefile(measured_on) or measured_on.name in importance.datasets:
-            notes.append(text("quantize.same_text"))
+    if importance is not None and found and found[0].text in importance.datasets:
+        notes.append(text("quantize.same_text"))
     if as_json:
         document = {"source": str(path), "target": str(target), **asdict(made)}
         document["notes"] = [*made.notes, *notes]
@@ -184,9 +183,7 @@ def _parameters(path: Path) -> int:
         return sum(info.n_elements for info in file.tensors.values())
 
 
-def _tell(
-    target: Path, made: QuantizeReport, quality: Quality | None, notes: list[str]
-) -> None:
+def _tell(target: Path, made: QuantizeReport, quality: Quality | None, notes: list[str]) -> None:
     before, after = size(made.source_size), size(made.size)
     say(text("quantize.done", path=target, before=before, after=after))
     say(text("quantize.quality", bits=f"{made.bits_per_weight:.2f}", rmse=f"{made.rmse:.3g}"))

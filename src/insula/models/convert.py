@@ -2,7 +2,8 @@
 
 Owns what a checkpoint's names are called in GGUF, per architecture, and the three changes that
 GGUF makes to weights: the query and key rows of llama and its kin are permuted so that rotated
-pairs are adjacent, Gemma's norms get their +1, vectors are stored as F32. Nothing is guessed: a
+pairs are adjacent, Gemma's norms get their +1, vectors are stored as F32. GPTQ and AWQ weights
+become blocks that give the same values (`packed4`). Nothing is guessed: a
 tensor without a name here, a config value that would change the maths and has no GGUF key
 (`convert_config`), or an unknown pre-tokenizer (`convert_tokenizer`) is refused.
 """
@@ -25,7 +26,7 @@ from insula.errors import ConfigError, FormatError, UnsupportedError
 from insula.formats.ggml_types import GGMLType
 from insula.formats.gguf_writer import GGUFWriter
 from insula.formats.safetensors import SafetensorsFile
-from insula.models import convert_config
+from insula.models import convert_config, packed4
 from insula.models.convert_tokenizer import tokenizer_metadata
 from insula.models.folder import read_json, weight_files
 
@@ -39,7 +40,13 @@ FLOATS: Mapping[str, tuple[GGMLType, np.dtype[Any]]] = MappingProxyType(
         "BF16": (GGMLType.BF16, np.dtype("<u2")),
     }
 )
-FILE_TYPE = {GGMLType.F32: 0, GGMLType.F16: 1, GGMLType.BF16: 32}
+FILE_TYPE = {
+    GGMLType.F32: 0,
+    GGMLType.F16: 1,
+    GGMLType.BF16: 32,
+    GGMLType.Q4_0: 2,
+    GGMLType.Q5_0: 8,
+}
 
 BLOCK = {
     "input_layernorm": "attn_norm",
@@ -124,7 +131,8 @@ def convert(
 ) -> tuple[str, ...]:
     """Write `out`, a GGUF file, from a Hugging Face folder; returns notes for the user.
 
-    dtype: what matrices are stored as; "auto" keeps each tensor's own float type.
+    dtype: what matrices are stored as; "auto" keeps each tensor's own float type, and 4-bit
+    weights in blocks of the same values.
     overwrite: replace `out` if it is there. progress(done, total) is called after each tensor.
     Raises NotFoundError for a missing file, UnsupportedError or FormatError for content that
     has no exact counterpart in GGUF.
@@ -137,16 +145,26 @@ def convert(
     notes: list[str] = []
     if "text_config" in config:
         notes.append("the vision half of the model was left out")
-        config = config["text_config"]
+        config = {"quantization_config": config.get("quantization_config")} | config["text_config"]
+    packing = packed4.packing(config)
 
     with ExitStack() as stack:
         weights: dict[str, _Weight] = {}
+        files: dict[str, SafetensorsFile] = {}
         for path in weight_files(folder):
             file = stack.enter_context(SafetensorsFile.open(path))
-            for source in file.tensors:
-                name = _gguf_name(source, rules, config)
-                if name is not None:
-                    weights[name] = _weight(file, source, name, rules, config, dtype)
+            files |= dict.fromkeys(file.tensors, file)
+        for source, file in files.items():
+            module, _, part = source.rpartition(".")
+            if packing is not None and part in packed4.PARTS:
+                name = gguf_name(f"{module}.weight", rules, config)
+                if part == "qweight" and name is not None:
+                    weights[name] = _packed(files, module, packing, name, rules, config, dtype)
+                continue
+            name = gguf_name(source, rules, config)
+            if name is not None:
+                weights[name] = _weight(file, source, name, rules, config, dtype)
+        notes.extend(_packed_notes(weights, packing, dtype))
         embedding = weights.get("token_embd.weight")
         if embedding is None:
             raise FormatError(f"{folder} has no embedding (model.embed_tokens.weight)")
@@ -157,7 +175,10 @@ def convert(
         writer.add("general.architecture", rules.arch)
         writer.add("general.type", "model")
         writer.add("general.name", folder.resolve().name)
-        writer.add("general.file_type", FILE_TYPE[embedding.type])
+        blocks = {w.type for w in weights.values() if w.type.is_quantized}
+        writer.add("general.file_type", FILE_TYPE[max(blocks, default=embedding.type)])
+        if blocks:
+            writer.add("general.quantization_version", 2)
         model = convert_config.metadata(rules.arch, config)
         for key, value in model.items():
             writer.add(f"{rules.arch}.{key}", value)
@@ -192,7 +213,7 @@ def _rules(config: Mapping[str, Any]) -> Rules:
     return rules
 
 
-def _gguf_name(source: str, rules: Rules, config: Mapping[str, Any]) -> str | None:
+def gguf_name(source: str, rules: Rules, config: Mapping[str, Any]) -> str | None:
     """What GGUF calls a checkpoint's tensor; None for what GGUF leaves out."""
     if re.match(r"(model\.)?(vision_tower|multi_modal_projector)\.", source):
         return None
@@ -235,22 +256,77 @@ def _weight(
         wanted = GGMLType.F32
     else:
         wanted = found if dtype == "auto" else GGMLType[dtype.upper()]
-    heads = 0
-    if rules.permute and re.search(r"\.attn_[qk]\.", name):
-        heads = config["num_attention_heads"]
-        if ".attn_k." in name:
-            heads = config.get("num_key_value_heads") or heads
+    heads = paired_heads(name, rules, config)
 
     def load() -> NDArray[np.uint8]:
         values = file.data(source).view(moved_as).reshape(shape)
         if heads:
             values = adjacent_pairs(values, heads)
         if len(shape) == 1 and rules.norm_offset and "norm" in name:
-            values = _as_float32(values, found) + np.float32(rules.norm_offset)
+            values = as_float32(values, found) + np.float32(rules.norm_offset)
             return values.reshape(-1).view(np.uint8)
-        return _encoded(values, found, wanted)
+        return encoded(values, found, wanted)
 
     return _Weight(type=wanted, shape=shape, load=load)
+
+
+def paired_heads(name: str, rules: Rules, config: Mapping[str, Any]) -> int:
+    """How many heads of the tensor GGUF calls `name` have their rows reordered; 0: none."""
+    if not rules.permute or not re.search(r"\.attn_[qk]\.", name):
+        return 0
+    heads: int = config["num_attention_heads"]
+    return config.get("num_key_value_heads") or heads if ".attn_k." in name else heads
+
+
+def _packed(
+    files: Mapping[str, SafetensorsFile],
+    module: str,
+    packing: packed4.Packing,
+    name: str,
+    rules: Rules,
+    config: Mapping[str, Any],
+    dtype: FloatFormat,
+) -> _Weight:
+    """The plan of a weight that GPTQ or AWQ packed."""
+
+    def array(part: str) -> NDArray[Any] | None:
+        file = files.get(part)
+        if file is None:
+            return None
+        return file.dequantize(part) if part.endswith(".scales") else file.array(part)
+
+    packed = packed4.unpack(module, packing, array)
+    if dtype == "auto" and not packed.ordered:
+        raise UnsupportedError(
+            f"{module} has its inputs in the order of their activations (desc_act): neighbours "
+            "belong to different groups, and a block has one scale for 32 of them; "
+            f"{packed4.OTHERWISE}"
+        )
+    wanted = packed.type if dtype == "auto" else GGMLType[dtype.upper()]
+    heads = paired_heads(name, rules, config)
+
+    def load() -> NDArray[np.uint8]:
+        rows = packed.blocks() if dtype == "auto" else packed.values()
+        if heads:
+            rows = adjacent_pairs(rows, heads)
+        if dtype == "auto":
+            return np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+        return encoded(rows, GGMLType.F32, wanted)
+
+    return _Weight(type=wanted, shape=packed.shape, load=load)
+
+
+def _packed_notes(
+    weights: Mapping[str, _Weight], packing: packed4.Packing | None, dtype: FloatFormat
+) -> list[str]:
+    if packing is None:
+        return []
+    made = [w.type.name for w in weights.values() if w.type.is_quantized]
+    method = packing.method.upper()
+    if dtype != "auto":
+        return [f"the {method} weights are decoded and written as {dtype.upper()}"]
+    counts = ", ".join(f"{made.count(kind)} as {kind}" for kind in sorted(set(made)))
+    return [f"{len(made)} {method} weights are written value for value ({counts})"]
 
 
 def adjacent_pairs(values: NDArray[Any], heads: int) -> NDArray[Any]:
@@ -262,10 +338,10 @@ def adjacent_pairs(values: NDArray[Any], heads: int) -> NDArray[Any]:
     return halves.swapaxes(1, 2).reshape(values.shape)
 
 
-def _encoded(values: NDArray[Any], found: GGMLType, wanted: GGMLType) -> NDArray[np.uint8]:
+def encoded(values: NDArray[Any], found: GGMLType, wanted: GGMLType) -> NDArray[np.uint8]:
     """Elements of one float type as the bytes of another."""
     if found is not wanted:
-        values = _as_float32(values, found)
+        values = as_float32(values, found)
         if wanted is GGMLType.F16:
             with np.errstate(over="ignore"):
                 values = values.astype("<f2")
@@ -278,7 +354,8 @@ def _encoded(values: NDArray[Any], found: GGMLType, wanted: GGMLType) -> NDArray
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
 
-def _as_float32(values: NDArray[Any], type_: GGMLType) -> NDArray[np.float32]:
+def as_float32(values: NDArray[Any], type_: GGMLType) -> NDArray[np.float32]:
+    """Elements of a float type, as they are moved, as float32."""
     if type_ is GGMLType.BF16:
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32, copy=False)

@@ -82,8 +82,8 @@ def quantize_file(
     importance: by tensor name, float32[in] or [experts, in] weights of its columns' errors (an
     importance matrix); pure: every matrix gets the format's own type, without llama.cpp's mix;
     threads 0: one a core; accept: looks at the complete file before it takes the name `dst`, and
-    raises if it may not (a gate). A source that is quantized already is decoded first, which the report
-    notes: quantizing twice loses twice.
+    raises if it may not (a gate). A source that is quantized already is decoded first, which the
+    report notes: quantizing twice loses twice.
     Raises ConfigError (format, paths, importance), NotFoundError, FormatError, UnsupportedError (a
     source type that is not decoded here), ResourceError (no space).
     """
@@ -255,8 +255,7 @@ def _unweighted(
     if not missing:
         return ()
     return (
-        f"{len(missing)} quantized tensors are not in the importance matrix ({missing[0]} first); "
-        "their columns count alike",
+        f"{len(missing)} quantized tensors, {missing[0]} first, are not in the importance matrix",
     )
 
 
