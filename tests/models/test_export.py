@@ -228,6 +228,9 @@ def test_a_sentencepiece_vocabulary_comes_back(tmp_path: Path, space: bool) -> N
         ("", {"llama.rope.dimension_count": 8}, "dimension_count"),
         ("", {"general.architecture": "mamba"}, "mamba"),
         ("llama.block_count", {}, "block_count"),
+        ("", {"llama.attention.head_count": 0}, "head_count"),
+        ("", {"llama.attention.head_count_kv": [2, 4]}, "head_count_kv"),
+        ("", {"llama.embedding_length": "wide"}, "embedding_length"),
         ("token_embd", {}, "token_embd"),
     ],
 )

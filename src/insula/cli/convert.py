@@ -1,4 +1,5 @@
-"""`insula convert`: a Hugging Face folder becomes a GGUF file, and the other way round."""
+"""`insula convert`: a Hugging Face folder becomes a GGUF file, and the other way round; the parts
+of a split GGUF file become one."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from insula.errors import ConfigError
 from insula.hub.resolve import resolve
 from insula.locale import text
 from insula.models.convert import FloatFormat
+from insula.models.join import join, parts_of
 
 DTYPES = ("auto", "f32", "f16", "bf16")
 
@@ -51,8 +53,16 @@ def convert(
             notes = to_gguf(source, target, dtype=kind, overwrite=force, progress=bar)
             found: dict[str, object] = {"source": source, "size": target.stat().st_size}
             done = text("convert.wrote_file", path=target, size=size(target.stat().st_size))
+        elif (parts := parts_of(path := resolve(source))) is not None:
+            if target.exists() and not force:
+                raise ConfigError(text("convert.file_exists", path=target))
+            if shard is not None or dtype != "auto":
+                raise ConfigError(text("convert.joined_as_they_are", path=path.name))
+            total = join(parts, target, overwrite=force, progress=bar)
+            notes = (text("convert.joined", count=len(parts)),)
+            found = {"source": str(path), "size": total}
+            done = text("convert.wrote_file", path=target, size=size(total))
         else:
-            path = resolve(source)
             if target.exists():
                 raise ConfigError(text("convert.folder_exists", path=target))
             from insula.models.export import SHARD_BYTES, export

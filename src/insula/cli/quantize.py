@@ -71,7 +71,7 @@ def quantize(
     path = resolve(source)
     _check_target(target, path, force=force)
     if compares:
-        from insula.engine.quality import builtin_text
+        from insula.engine.quality import MOST_WINDOWS, builtin_text
         from insula.models.load import open_model
 
         page = builtin_text() if measured_on is None else read_text(measured_on)
@@ -116,6 +116,8 @@ def quantize(
             overwrite=force,
             threads=threads or 0,
         )
+    if found and found[0].left_out:
+        notes.append(_cut(found[0].text, MOST_WINDOWS, found[0].window))
     if importance is not None and found and found[0].text in importance.datasets:
         notes.append(text("quantize.same_text"))
     if as_json:
@@ -151,7 +153,7 @@ def _importance(
         return found, [_importance_note(found, name)]
     if keep is not None:
         _check_target(keep, given, force=force)
-    from insula.engine.importance import MOST_WINDOWS, measure_importance
+    from insula.engine.importance import measure_importance
 
     with _counting("quantize.measuring", quiet=quiet) as progress:
         found = measure_importance(
@@ -159,15 +161,17 @@ def _importance(
         )
     notes = [_importance_note(found, given.name)]
     tokens = int(max(count.max() for count in found.counts.values()))
-    if found.chunks == MOST_WINDOWS:
-        notes.append(
-            text("quantize.importance_cut", chunks=found.chunks, tokens=found.chunk_tokens)
-        )
+    if found.left_out:
+        notes.append(_cut(given.name, found.chunks, found.chunk_tokens))
     elif tokens < FEW_TOKENS:
         notes.append(text("quantize.importance_short", tokens=tokens))
     if keep is not None:
         found.save(keep, overwrite=force)
     return found, notes
+
+
+def _cut(name: str, windows: int, tokens: int) -> str:
+    return text("quantize.text_cut", name=name, chunks=windows, tokens=tokens)
 
 
 def _importance_note(found: Importance, name: str) -> str:

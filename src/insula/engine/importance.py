@@ -26,9 +26,7 @@ WINDOW, MOST_WINDOWS = 512, 200
 _ROWS = re.compile(r"\[\d+:\d+\]$")
 
 
-def windows(
-    model: ModelFile, text: str, *, window: int = WINDOW, most: int | None = None
-) -> list[list[int]]:
+def windows(model: ModelFile, text: str, *, window: int = WINDOW) -> list[list[int]]:
     """The text's ids in windows, each with the begin token if the model wants one.
 
     A last window of one token is left out. Raises ConfigError for a text of fewer than two tokens.
@@ -41,7 +39,7 @@ def windows(
     parts = [part for part in parts if len(part) >= 2]
     if not parts:
         raise ConfigError(f"the text has {len(ids)} tokens; at least two are needed")
-    return parts[:most]
+    return parts
 
 
 def measure_importance(
@@ -61,7 +59,8 @@ def measure_importance(
     """
     with open_model(path) as model:
         window = min(window, model.graph.n_ctx_train)
-        parts = windows(model, text, window=window, most=most)
+        every = windows(model, text, window=window)
+        parts = every[:most]
         runner = NativeRunner(
             model.graph,
             model.gguf,
@@ -75,7 +74,7 @@ def measure_importance(
             read(runner, ids)
             if progress is not None:
                 progress(done, len(parts))
-        return _collected(runner, name, len(parts), window)
+        return _collected(runner, name, len(parts), len(every) - len(parts), window)
     finally:
         runner.close()
 
@@ -87,7 +86,9 @@ def read(runner: NativeRunner, ids: Sequence[int]) -> None:
     runner.step(ids, np.arange(n), np.zeros(n, np.int32), [table], np.zeros(0, np.int32))
 
 
-def _collected(runner: NativeRunner, name: str, chunks: int, window: int) -> Importance:
+def _collected(
+    runner: NativeRunner, name: str, chunks: int, left_out: int, window: int
+) -> Importance:
     squares, counts = {}, {}
     for op in runner.graph.ops:
         # Rows of one tensor may be several weights; they read the same input.
@@ -102,4 +103,5 @@ def _collected(runner: NativeRunner, name: str, chunks: int, window: int) -> Imp
         datasets=(name,) if name else (),
         chunks=chunks,
         chunk_tokens=window,
+        left_out=left_out,
     )

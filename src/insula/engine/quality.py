@@ -42,11 +42,13 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """One model against its source. kl in nats; speeds in tokens a second, one sequence."""
+    """One model against its source. kl in nats; speeds in tokens a second, one sequence;
+    left_out: windows of the text that were not read."""
 
     text: str
     tokens: int
     window: int
+    left_out: int
     perplexity_source: float
     perplexity: float
     kl_mean: float
@@ -90,7 +92,8 @@ def compare(
                 f"{second.graph.n_vocab}; only models of one vocabulary can be compared"
             )
         window = min(window, first.graph.n_ctx_train, second.graph.n_ctx_train)
-        parts = windows(first, text, window=window, most=most)
+        every = windows(first, text, window=window)
+        parts = every[:most]
         runners = []
         try:
             for model in (first, second):
@@ -103,11 +106,11 @@ def compare(
                         max_rows=ROWS,
                     )
                 )
-            found = [_window(runners[0], runners[1], parts[0])]
-            for done, ids in enumerate(parts[1:], 1):
+            found = []
+            for done, ids in enumerate(parts, 1):
+                found.append(_window(runners[0], runners[1], ids))
                 if progress is not None:
                     progress(done, len(parts))
-                found.append(_window(runners[0], runners[1], ids))
             speeds = [_speed(runner, parts[0]) for runner in runners]
         finally:
             for runner in runners:
@@ -117,6 +120,7 @@ def compare(
         text=name,
         tokens=len(kl),
         window=window,
+        left_out=len(every) - len(parts),
         perplexity_source=float(np.exp(nll_p.mean())),
         perplexity=float(np.exp(nll_q.mean())),
         kl_mean=float(kl.mean()),
@@ -164,9 +168,10 @@ def log_softmax(logits_TV: NDArray[np.float32]) -> F64:
 
 def _speed(runner: NativeRunner, ids: Sequence[int]) -> float:
     """Tokens a second of one sequence that goes on after `ids`: the median step."""
+    table, zero = np.arange(runner.n_pages, dtype=np.int32), np.zeros(1, np.int32)
     seconds = []
-    for i in range(WARM + TIMED):
+    for at in range(len(ids), len(ids) + WARM + TIMED):
         begun = time.perf_counter()
-        step(runner, [ids[-1]] * (len(ids) + i + 1), len(ids) + i, len(ids) + i + 1)
+        runner.step(ids[-1:], [at], zero, [table], zero)
         seconds.append(time.perf_counter() - begun)
     return 1.0 / float(np.median(seconds[WARM:]))

@@ -94,8 +94,8 @@ class GGUFFile:
         if self.split_count > 1 and not allow_split:
             raise UnsupportedError(
                 f"{path.name} is one of {self.split_count} parts of a split model, which the "
-                "native engine does not load; merge them (llama-gguf-split --merge) or use the "
-                "llamacpp backend",
+                "native engine does not load; make one file of them (insula convert PART "
+                "OUT.gguf) or use the llamacpp backend",
                 backend="native",
             )
         self.tensors: dict[str, TensorInfo] = _read_tensors(cursor, n_tensors, self.alignment)

@@ -166,10 +166,10 @@ def _read_peft(folder: Path, base: GGUFFile) -> dict[str, Update]:
             f"the names of a PEFT adapter are not known for the architecture {arch!r}; an adapter "
             "in GGUF form can be merged"
         )
-    heads = base.metadata.get(f"{arch}.attention.head_count")
+    heads = base.metadata.get(f"{rules.arch}.attention.head_count")
     shape = {
         "num_attention_heads": heads,
-        "num_key_value_heads": base.metadata.get(f"{arch}.attention.head_count_kv", heads),
+        "num_key_value_heads": base.metadata.get(f"{rules.arch}.attention.head_count_kv", heads),
     }
     with SafetensorsFile.open(folder / WEIGHTS) as file:
         pairs: dict[str, dict[str, F32]] = {}

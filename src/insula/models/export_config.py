@@ -72,14 +72,21 @@ def config(
     own = {k.removeprefix(prefix): v for k, v in meta.items() if k.startswith(prefix)}
     name, kind = CLASSES[arch]
     found: dict[str, Any] = {"architectures": [name], "model_type": kind}
-    for key, gguf_key in _NUMBERS.items():
-        if gguf_key not in own:
-            raise FormatError(f"the metadata has no {prefix}{gguf_key}")
-        found[key] = plain(own[gguf_key])
+
+    def number(key: str, default: float | None = None) -> Any:
+        value = plain(own.get(key, default))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise FormatError(
+                f"{prefix}{key} is {str(value)[:60]}; one number above 0 is needed, the same for "
+                "all layers"
+            )
+        return value
+
+    found |= {key: number(gguf_key) for key, gguf_key in _NUMBERS.items()}
     heads = found["num_attention_heads"]
-    found["num_key_value_heads"] = plain(own.get("attention.head_count_kv", heads))
-    head_dim = plain(own.get("attention.key_length", found["hidden_size"] // heads))
-    found |= {"head_dim": head_dim, "vocab_size": n_vocab, "tie_word_embeddings": tied}
+    found["num_key_value_heads"] = number("attention.head_count_kv", heads)
+    found["head_dim"] = number("attention.key_length", found["hidden_size"] // heads)
+    found |= {"vocab_size": n_vocab, "tie_word_embeddings": tied}
     if arch in ("gemma2", "gemma3"):
         found |= _gemma(arch, own, found)
     else:
@@ -96,7 +103,7 @@ def config(
         found["no_rope_layers"] = [int((i + 1) % smollm3.PERIOD != 0) for i in layers]
     elif arch == "phi3":
         found["sliding_window"] = plain(own.get("attention.sliding_window", 0)) or None
-    found["rope_theta"] = plain(own.get("rope.freq_base", 10000.0))
+    found["rope_theta"] = number("rope.freq_base", 10000.0)
     scaling = _scaling(arch, own, found, factors)
     if scaling:
         found["rope_scaling"] = scaling

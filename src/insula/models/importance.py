@@ -33,19 +33,22 @@ MAX_ENTRIES, MAX_NAME = 1 << 20, 1024
 class Importance:
     """squares: by tensor name, float64 [experts, in] sums of squares; counts: float64 [experts]
     rows that they are sums over (experts is 1 for ordinary weights). datasets: the texts' names;
-    chunks of chunk_tokens tokens were read."""
+    chunks of chunk_tokens tokens were read, and left_out were not."""
 
     squares: Mapping[str, NDArray[np.float64]]
     counts: Mapping[str, NDArray[np.float64]]
     datasets: tuple[str, ...] = ()
     chunks: int = 0
     chunk_tokens: int = 0
+    left_out: int = 0
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """Means of squares, float32 [experts, in], as `quantize_file` takes them. An expert that
-        no token ever reached counts every column alike, as in llama.cpp."""
+        no token ever reached counts every column alike, as in llama.cpp. From float32 sums, which
+        the file has: a matrix that was saved gives the same weights."""
         found = {}
-        for name, squares_EI in self.squares.items():
+        for name, sums_EI in self.squares.items():
+            squares_EI = sums_EI.astype(np.float32).astype(np.float64)
             counts_E1 = self.counts[name][:, None]
             means = np.where(counts_E1 > 0, squares_EI / np.maximum(counts_E1, 1e-30), 1.0)
             found[name] = means.astype(np.float32)

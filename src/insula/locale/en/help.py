@@ -31,7 +31,7 @@ TEXTS = {
     "quantize_report": "Compare the result with the source: perplexity, KL divergence, same top token, speed.",
     "quantize_max_kl": "Write nothing, and exit with 3, if the mean KL divergence from the source is above X nats.",
     "quantize_text": "The text for --report and --max-kl, in place of a built-in one.",
-    "convert": "Turn a Hugging Face folder into a GGUF file, or a GGUF file into a folder.\n\nFloats go over bit by bit. GPTQ and AWQ weights of 4 bits become Q4_0 or Q5_0 of the same values.",
+    "convert": "Turn a Hugging Face folder into a GGUF file, or a GGUF file into a folder.\n\nFloats go over bit by bit. GPTQ and AWQ weights of 4 bits become Q4_0 or Q5_0 of the same values. One part of a split GGUF file stands for all of them, which become one file.",
     "convert_in": "A folder with config.json and safetensors, or a model: a path or a name.",
     "convert_out": "The .gguf file or the folder to write.",
     "convert_dtype": "What matrices are stored as: auto (as they are), f32, f16 or bf16.",

@@ -16,7 +16,7 @@ TEXTS = {
     "max_kl_range": "--max-kl must be a number from 0 on, not {value}",
     "builtin": "the built-in text",
     "importance": "importance from {name}: {chunks} windows of {tokens} tokens",
-    "importance_cut": "the text is longer than {chunks} windows of {tokens} tokens; the rest was not read",
+    "text_cut": "{name} is longer than {chunks} windows of {tokens} tokens; the rest was not read",
     "importance_short": "the text gave {tokens} tokens; some tens of thousands are better",
     "compared": "{name}, {tokens} tokens in windows of {window}:",
     "perplexity": "perplexity",

@@ -31,7 +31,7 @@ TEXTS = {
     "quantize_report": "Compara el resultado con el original: perplejidad, divergencia KL, token más probable, velocidad.",
     "quantize_max_kl": "No escribe nada, y termina con 3, si la divergencia KL media respecto al original supera X nats.",
     "quantize_text": "El texto para --report y --max-kl, en lugar del incluido.",
-    "convert": "Convierte una carpeta de Hugging Face en un fichero GGUF, o un fichero GGUF en una carpeta.\n\nLos números de coma flotante pasan bit a bit. Los pesos GPTQ y AWQ de 4 bits pasan a Q4_0 o Q5_0 con los mismos valores.",
+    "convert": "Convierte una carpeta de Hugging Face en un fichero GGUF, o un fichero GGUF en una carpeta.\n\nLos números de coma flotante pasan bit a bit. Los pesos GPTQ y AWQ de 4 bits pasan a Q4_0 o Q5_0 con los mismos valores. Una parte de un fichero GGUF dividido vale por todas, que pasan a ser un solo fichero.",
     "convert_in": "Una carpeta con config.json y safetensors, o un modelo: una ruta o un nombre.",
     "convert_out": "El fichero .gguf o la carpeta que se escribe.",
     "convert_dtype": "Cómo se guardan las matrices: auto (como están), f32, f16 o bf16.",

@@ -16,7 +16,7 @@ TEXTS = {
     "max_kl_range": "--max-kl debe ser un número desde 0, no {value}",
     "builtin": "el texto incluido",
     "importance": "importancia según {name}: {chunks} ventanas de {tokens} tokens",
-    "importance_cut": "el texto pasa de {chunks} ventanas de {tokens} tokens; el resto no se leyó",
+    "text_cut": "{name} pasa de {chunks} ventanas de {tokens} tokens; el resto no se leyó",
     "importance_short": "el texto dio {tokens} tokens; mejor algunas decenas de miles",
     "compared": "{name}, {tokens} tokens en ventanas de {window}:",
     "perplexity": "perplejidad",
