@@ -73,7 +73,7 @@ def _group(values: Sequence[float]) -> str:
 def _errors(formats: Sequence[Mapping[str, Any]], plain: Mapping[str, Any]) -> str:
     """Relative error over bits per weight, on a logarithmic scale."""
     top, bottom, left, right = 50, 430, 70, WIDTH - 30
-    lowest, highest = 1.5, 9.2
+    lowest, highest = 2.2, 8.2
     decades = (0.003, 0.01, 0.03, 0.1, 0.3)
 
     def x(bits: float) -> float:
@@ -87,7 +87,7 @@ def _errors(formats: Sequence[Mapping[str, Any]], plain: Mapping[str, Any]) -> s
     for error in decades:
         parts.append(_line(left, y(error), right, y(error), kind="grid"))
         parts.append(_text(left - 8, y(error) + 4, f"{100 * error:g} %", "end"))
-    for bits in range(2, 10):
+    for bits in range(3, 9):
         parts.append(_text(x(bits), bottom + 18, str(bits), "middle"))
     parts.append(_line(left, bottom, right, bottom))
     for name, extra, colour in (("symmetric", 0.5, BLUE), ("asymmetric", 1.0, ORANGE)):

@@ -80,6 +80,12 @@ def test_wrong_use_of_convert(insula, tiny, tmp_path):
     assert (tmp_path / "there.gguf").read_text() == "mine"
 
 
+def test_a_safetensors_file_is_not_its_folder(insula, tiny):
+    assert insula("convert", str(tiny), "folder").returncode == 0
+    line = failed(insula("run", "folder/model.safetensors", "hi"), 1)
+    assert "insula convert" in line
+
+
 def test_merge(insula, tiny, adapter, tmp_path):
     done = insula("merge", str(tiny), str(adapter), "out.gguf")
     assert done.returncode == 0, done.stderr

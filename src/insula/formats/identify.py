@@ -71,6 +71,12 @@ def refusal(head: bytes, path: Path) -> FormatError | UnsupportedError:
             "in it; Insula reads GGUF and safetensors only: take one of these, or convert it "
             "where that is safe"
         )
+    if path.suffix == ".safetensors" and head[8:9] == b"{":
+        return FormatError(
+            f"{path.name} is safetensors, and a GGUF file is needed; `insula convert` makes one "
+            "of the folder that it lies in",
+            offset=0,
+        )
     if not head:
         return FormatError(f"{path.name} is empty; {again}", offset=0)
     if head.startswith(b"version https://git-lfs"):
