@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from insula.engine.importance import WINDOW, windows
 from insula.engine.runner import PAGE_TOKENS, NativeRunner
-from insula.errors import ConfigError
+from insula.errors import ConfigError, EngineError
 from insula.models.load import open_model
 
 #: Windows that are compared at most where nobody says otherwise.
@@ -83,7 +83,7 @@ def compare(
     """Compare the models in two files on `text`, called `name`, in `most` windows at most.
 
     Raises what `open_model` and `NativeRunner` raise, and ConfigError for vocabularies that
-    differ or a text of fewer than two tokens.
+    differ or a text of fewer than two tokens, EngineError for logits that are no numbers.
     """
     with open_model(source) as first, open_model(other) as second:
         if first.graph.n_vocab != second.graph.n_vocab:
@@ -116,6 +116,8 @@ def compare(
             for runner in runners:
                 runner.close()
     kl, nll_p, nll_q, same = (np.concatenate(values) for values in zip(*found, strict=True))
+    if not (np.isfinite(kl).all() and np.isfinite(nll_p).all()):
+        raise EngineError("one of the models gives logits that are not finite; nothing to compare")
     return Quality(
         text=name,
         tokens=len(kl),
