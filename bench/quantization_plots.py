@@ -66,7 +66,11 @@ def _group(values: Sequence[float]) -> str:
             parts.append(_dot(x(value), axis - 22, 3, colour, f"{value:.4f} -> {level:.4f}"))
         parts.append(_line(40, axis, WIDTH - 40, axis))
         for level in levels:
-            parts.append(_text(x(level), axis + 22, f"{level:.3f}", "small middle"))
+            parts.append(
+                _text(
+                    x(level), axis + 22, f"{level:.3f}".replace("-0.000", "0.000"), "small middle"
+                )
+            )
     return _svg(310, "Symmetric and asymmetric levels of one group", parts)
 
 
@@ -74,13 +78,13 @@ def _errors(formats: Sequence[Mapping[str, Any]], plain: Mapping[str, Any]) -> s
     """Relative error over bits per weight, on a logarithmic scale."""
     top, bottom, left, right = 50, 430, 70, WIDTH - 30
     lowest, highest = 2.2, 8.2
-    decades = (0.003, 0.01, 0.03, 0.1, 0.3)
+    decades = (0.01, 0.03, 0.1, 0.3)
 
     def x(bits: float) -> float:
         return left + (bits - lowest) / (highest - lowest) * (right - left)
 
     def y(error: float) -> float:
-        a, b = math.log(0.002), math.log(0.8)
+        a, b = math.log(0.008), math.log(0.6)
         return bottom - (math.log(error) - a) / (b - a) * (bottom - top)
 
     parts = [_text(20, 24, "What is lost, by bits per weight (scales counted)", "head")]
@@ -103,15 +107,14 @@ def _errors(formats: Sequence[Mapping[str, Any]], plain: Mapping[str, Any]) -> s
     ):
         parts.append(_dot(WIDTH - 250, 62 + 20 * n, 5, colour, name))
         parts.append(_text(WIDTH - 238, 66 + 20 * n, name))
-    taken: list[tuple[float, float]] = []
-    for each in formats:
+    below: dict[str, float] = {}  # the last label's height on either side
+    for each in sorted(formats, key=lambda row: -row["error"]):
         px, py = x(each["bits"]), y(each["error"])
         parts.append(_dot(px, py, 4, GREEN, f"{each['name']}: {100 * each['error']:.2f} %"))
-        at = py - 7
-        while any(abs(px - tx) < 46 and abs(at - ty) < 12 for tx, ty in taken):
-            at -= 12
-        taken.append((px, at))
-        parts.append(_text(px, at, each["name"], "small middle"))
+        side = "end" if each["bits"] == 4.25 else ""
+        at = max(py + 3, below.get(side, 0) + 11)
+        below[side] = at
+        parts.append(_text(px + (-7 if side else 7), at, each["name"], f"small {side}".strip()))
     return _svg(460, "Error of the formats by bits per weight", parts)
 
 
