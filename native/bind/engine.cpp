@@ -6,6 +6,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <new>
 #include <optional>
 #include <stdexcept>
@@ -117,6 +118,16 @@ insula::KVType kv_type(const std::string &s) {
 }
 
 using Rows = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+nb::tuple recorded(const Model &m, int weight) {
+  uint64_t rows = 0;
+  const std::vector<double> sums = m.recorded(weight, &rows);
+  double *out = new double[sums.size() + 1];
+  std::copy(sums.begin(), sums.end(), out);
+  nb::capsule owner(out, [](void *p) noexcept { delete[] static_cast<double *>(p); });
+  return nb::make_tuple(nb::ndarray<nb::numpy, double, nb::ndim<1>>(out, {sums.size()}, owner),
+                        rows);
+}
 
 Rows step(Model &m, Ints tokens, Ints positions, Ints rows, std::vector<Ints> tables,
           Ints logit_rows, std::optional<Ints> adapters, std::optional<Ints> types) {
@@ -232,6 +243,11 @@ void bind_engine(nb::module_ &m) {
            nb::arg("tables"), nb::arg("logit_rows"), nb::arg("adapters") = nb::none(),
            nb::arg("types") = nb::none(), "One forward pass: float32 [len(logit_rows), n_out].")
       .def("copy_page", &Model::copy_page, nb::arg("src"), nb::arg("dst"))
+      .def("record", &Model::record, nb::arg("on"),
+           "From now on, from nothing, sum the squares of what products read; False: no more.")
+      .def("recorded", &recorded, nb::arg("weight"),
+           "(float64 [cols], rows): sums of squares by column of the inputs that a weight's "
+           "products read, and of how many rows; no columns if there are none.")
       .def("populate", &Model::populate, nb::arg("pages"), nb::call_guard<nb::gil_scoped_release>(),
            "Memory for the first pages now, and not when they are first written.")
       .def("save_page", &save_page, nb::arg("page"), nb::arg("tokens"), nb::arg("out"),

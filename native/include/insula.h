@@ -98,6 +98,10 @@ public:
   // out: R x n_out float32, logits or hidden states as the program's last op says.
   void step(const Batch &batch, float *out);
   void copy_page(int from, int to);
+  // From now on, from nothing: sums of squares of what products read (recorder.h); false: no more.
+  void record(bool on);
+  // The sums by column for a weight's products, and of how many rows; empty: none, or not recorded.
+  std::vector<double> recorded(int weight, uint64_t *rows) const;
   // Memory for the first pages now, and not when they are first written.
   void populate(int pages);
   // A page's bytes, slot after slot, to out[page_bytes]; returns their checksum (page_io.h).

@@ -52,6 +52,10 @@ Executor::Executor(State &state, ThreadPool &pool) : s_(state), pool_(pool) {
 
 Executor::~Executor() = default;
 
+void Executor::record(bool on) {
+  recorder_ = on ? std::make_unique<Recorder>(s_.phases, s_.weights, s_.max_rows) : nullptr;
+}
+
 void Executor::step(const Batch &batch, float *out) {
   b_ = &batch;
   out_ = out;
@@ -294,7 +298,8 @@ void Executor::matmul_phase(const Phase &p, int thread, Claims *c, Shares &panel
   };
 
   // Few rows: each thread prepares all of them for itself, which is cheaper than a barrier.
-  const bool own = M <= kPrivateRows && p.private_ok;
+  Recorder *recorder = p.logits ? nullptr : recorder_.get();
+  const bool own = M <= kPrivateRows && p.private_ok && !recorder;
   Scratch &mine = *scratch_[static_cast<size_t>(thread)];
   const ActSet set = (own ? mine.inputs : *shared_).set(tile_rows(*s_.kernels, M), max_k_);
   for (int i = 0; own ? i < M : (i = c[0].claim(1)) < M; i += own) {
@@ -306,9 +311,13 @@ void Executor::matmul_phase(const Phase &p, int thread, Claims *c, Shares &panel
       x = y;
     }
     place_row(p.forms, x, k, set, i);
+    if (recorder)
+      recorder->keep(i, x, k);
   }
   if (!own)
     pool_.barrier();
+  if (recorder)
+    recorder->add(static_cast<size_t>(&p - s_.phases.data()), M, thread, pool_.size());
 
   MatJob j{};
   j.K = k;

@@ -6,6 +6,7 @@
 #include "insula.h"
 #include "memory.h"
 #include "program.h"
+#include "recorder.h"
 #include "threads.h"
 
 namespace insula {
@@ -47,6 +48,8 @@ public:
   Executor(State &state, ThreadPool &pool);
   ~Executor();
   void step(const Batch &batch, float *out);
+  void record(bool on); // from now on, from nothing
+  const Recorder *recorder() const { return recorder_.get(); }
 
 private:
   struct Inputs;  // a product's input rows, in the forms that kernels take
@@ -103,6 +106,7 @@ private:
   std::vector<std::unique_ptr<Scratch>> scratch_;
   std::unique_ptr<Inputs> shared_;
   std::unique_ptr<Mixture> mixture_;
+  std::unique_ptr<Recorder> recorder_; // none unless asked for
   size_t max_k_ = 0;
   std::vector<float> partial_; // states of chunks that had a task of their own
 };

@@ -262,6 +262,20 @@ void Model::copy_page(int from, int to) {
                 s.head_bytes[i] * static_cast<size_t>(s.slots[i].kv_heads));
 }
 
+void Model::record(bool on) {
+  std::lock_guard<std::mutex> lock(impl_->mutex);
+  if (!impl_->executor)
+    fail("allocate pages first");
+  impl_->executor->record(on);
+}
+
+std::vector<double> Model::recorded(int weight, uint64_t *rows) const {
+  std::lock_guard<std::mutex> lock(impl_->mutex);
+  const Recorder *recorder = impl_->executor ? impl_->executor->recorder() : nullptr;
+  *rows = 0;
+  return recorder ? recorder->sums(weight, rows) : std::vector<double>{};
+}
+
 void Model::populate(int pages) {
   std::lock_guard<std::mutex> lock(impl_->mutex);
   const State &s = impl_->s;

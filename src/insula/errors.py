@@ -7,6 +7,7 @@ InsulaError                    the root; `exit_code` is what the command line re
 ├── UnsupportedError           well-formed, but this backend cannot do it; carries `backend`
 ├── TokenizerError             a vocabulary that lies, or text it cannot take
 ├── TemplateError              a chat template that fails, escapes or exceeds its bounds
+├── QualityError               a rewritten model that lost more than was allowed (exit 3)
 ├── ContextOverflowError       more tokens than the context holds; carries both numbers
 ├── ResourceError              memory, disk or descriptors are not enough
 ├── DownloadError              a transfer failed; carries whether trying again may help
@@ -64,6 +65,12 @@ class TokenizerError(InsulaError, ValueError):
 
 class TemplateError(InsulaError, ValueError):
     """A chat template that fails, tries to escape, or exceeds its bounds."""
+
+
+class QualityError(InsulaError):
+    """A rewritten model lost more than was allowed; it was not kept."""
+
+    exit_code = 3
 
 
 class ContextOverflowError(InsulaError, ValueError):

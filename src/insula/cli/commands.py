@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "embed": ("embed", "embed", "help.embed"),
     "tokenize": ("tokenize", "tokenize", "help.tokenize"),
     "quantize": ("quantize", "quantize", "help.quantize"),
+    "convert": ("convert", "convert", "help.convert"),
+    "merge": ("merge", "merge", "help.merge"),
     "bench": ("bench", "bench", "help.bench"),
     "doctor": ("doctor", "doctor", "help.doctor"),
 }

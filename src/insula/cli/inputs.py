@@ -6,9 +6,10 @@ import os
 import select
 import stat
 import sys
+from pathlib import Path
 
 from insula.cli.output import is_terminal, note
-from insula.errors import ConfigError
+from insula.errors import ConfigError, NotFoundError
 from insula.locale import text
 
 #: More than any context holds; a mistaken pipe (`cat disk.img |`) ends here, not in memory.
@@ -42,6 +43,23 @@ def read_stdin() -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(text("cli.stdin_not_utf8", at=error.start)) from None
+
+
+def read_text(path: Path) -> str:
+    """A file as UTF-8. Raises NotFoundError, and ConfigError if it is no such text, or too long."""
+    try:
+        data = path.read_bytes() if path.stat().st_size <= MAX_INPUT else None
+    except FileNotFoundError:
+        raise NotFoundError(text("cli.no_such_file", path=path)) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(text("cli.file_trouble", path=path, reason=reason)) from None
+    if data is None:
+        raise ConfigError(text("cli.file_too_long", path=path, limit=MAX_INPUT >> 20))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(text("cli.file_not_utf8", path=path, at=error.start)) from None
 
 
 def something_is_piped_in() -> bool:

@@ -1,8 +1,9 @@
 """`insula`: the entry point, and the only place where a failure becomes a line and an exit code.
 
-0 success; 1 a failure of the work (InsulaError.exit_code); 2 a wrong command line or setting;
-70 a fault of ours; 130 Ctrl-C; 141 the reader of our output went away; 143 SIGTERM. A traceback
-is shown only with INSULA_DEBUG=1. Imports nothing beyond the standard library until it must.
+0 success; 1 a failure of the work (InsulaError.exit_code); 2 a wrong command line or setting; 3 a
+model below the quality that was asked for; 70 a fault of ours; 130 Ctrl-C; 141 the reader of our
+output went away; 143 SIGTERM. A traceback is shown only with INSULA_DEBUG=1. Imports nothing
+beyond the standard library until it must.
 """
 
 from __future__ import annotations

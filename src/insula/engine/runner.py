@@ -87,6 +87,7 @@ class NativeRunner:
             raise ConfigError(f"INSULA_ISA: {error}") from None
         self.graph = graph = adapted(graph, adapters) if adapters else graph
         self._adapters = adapters
+        self._weights: dict[str, int] = {}
         self._packed: PackedWeights | None = None
         if packed is not None:
             self._packed = open_packed(
@@ -155,6 +156,16 @@ class NativeRunner:
         """Copy one page of every layer."""
         self._model.copy_page(src, dst)
 
+    def record(self, *, on: bool) -> None:
+        """From now on, from nothing, sum the squares of what products read; or no more."""
+        self._model.record(on)
+
+    def recorded(self, name: str) -> tuple[NDArray[np.float64], int]:
+        """Sums of squares by column, float64 [in], of the rows that tensor `name` (as the graph
+        names it) was multiplied with since `record`, and how many rows these were."""
+        sums, rows = self._model.recorded(self._weights[name])
+        return sums, rows
+
     def populate(self, pages: int) -> None:
         """Take the memory of the first pages now, and not when they are first written."""
         self._model.populate(min(pages, self.n_pages))
@@ -179,7 +190,7 @@ class NativeRunner:
     def _build(self, gguf: GGUFFile) -> None:
         names = list(self.graph.buffers)
         buffers = {name: i for i, name in enumerate(names)}
-        weights: dict[str, int] = {}
+        weights = self._weights
         vectors: dict[str, int] = {}
         freqs: dict[bytes, int] = {}
 

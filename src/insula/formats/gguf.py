@@ -175,6 +175,11 @@ class GGUFFile:
         self.close()
 
     @property
+    def paths(self) -> list[Path]:
+        """The file's path, or of a model in several files all parts'."""
+        return [part.path for part in self._parts]
+
+    @property
     def poisoned(self) -> bool:
         """Whether the file was cut short while open; what was read since may be zeros."""
         return any(part._mapping.poisoned for part in self._parts)

@@ -135,9 +135,11 @@ class GGUFWriter:
         header = len(self._header())
         return header + -header % self.alignment + self._data_size()
 
-    def write(self) -> int:
+    def write(self, accept: Callable[[Path], None] | None = None) -> int:
         """Write the file and return its size.
 
+        accept: called with the complete file, which has another name yet; what it raises is
+        raised here, and the target stays as it was.
         Raises ResourceError if the disk is full or fails, ConfigError if the target appeared in
         the meantime, and whatever the pieces raise; nothing is left behind then.
         """
@@ -153,6 +155,8 @@ class GGUFWriter:
                 self._write_to(file)
                 file.flush()
                 os.fsync(file.fileno())
+            if accept is not None:
+                accept(temporary)
             self._refuse_existing()
             temporary.replace(self.path)
         except OSError as error:

@@ -18,12 +18,20 @@ Kind = Literal["gguf", "safetensors"]
 #: Names under which pickle checkpoints travel.
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill"})
 
+_MODEL = (
+    "withdrawn in 2023, and cannot be read: fetch the same model as a .gguf file "
+    "(insula pull hf.co/owner/repo), or its safetensors folder and convert that"
+)
+#: What ggml's files began with before GGUF: a word of four letters, lowest byte first.
 _LEGACY = {
-    b"lmgg": "GGML (the format before GGUF, without versions)",
-    b"fmgg": "GGMF (a format before GGUF)",
-    b"tjgg": "GGJT (the format before GGUF)",
-    b"algg": "GGLA (a LoRA adapter from before GGUF)",
-    b"nsgg": "GGSN (a saved llama.cpp session)",
+    b"lmgg": f"GGML, the format before GGUF, without versions, {_MODEL}",
+    b"fmgg": f"GGMF, a format before GGUF, {_MODEL}",
+    b"tjgg": f"GGJT, the format before GGUF, {_MODEL}",
+    b"algg": (
+        "GGLA, a LoRA adapter from before GGUF, and cannot be read: fetch the adapter as PEFT "
+        "wrote it (adapter_model.safetensors), or as .gguf, which llama.cpp makes of that"
+    ),
+    b"nsgg": "GGSN, a session that llama.cpp saved, and no model: give the model's .gguf file",
 }
 
 
@@ -54,10 +62,7 @@ def refusal(head: bytes, path: Path) -> FormatError | UnsupportedError:
     """The error for a file that begins with `head` and is neither GGUF nor safetensors."""
     again = "download it again"
     if head[:4] in _LEGACY:
-        return UnsupportedError(
-            f"{path.name} is {_LEGACY[head[:4]]}, withdrawn in 2023; "
-            "take the model's GGUF file instead"
-        )
+        return UnsupportedError(f"{path.name} is {_LEGACY[head[:4]]}")
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) or (
         path.suffix.lower() in PICKLE_SUFFIXES
     ):
@@ -65,6 +70,12 @@ def refusal(head: bytes, path: Path) -> FormatError | UnsupportedError:
             f"{path.name} is or may be a pickle checkpoint, and loading one can run code hidden "
             "in it; Insula reads GGUF and safetensors only: take one of these, or convert it "
             "where that is safe"
+        )
+    if path.suffix == ".safetensors" and head[8:9] == b"{":
+        return FormatError(
+            f"{path.name} is safetensors, and a GGUF file is needed; `insula convert` makes one "
+            "of the folder that it lies in",
+            offset=0,
         )
     if not head:
         return FormatError(f"{path.name} is empty; {again}", offset=0)

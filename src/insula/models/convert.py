@@ -3,7 +3,8 @@
 Owns the way of each tensor, and the changes that GGUF makes to weights: those of `convert_rules`,
 and that vectors are stored as F32. Nothing is guessed: a tensor without a name (`convert_rules`), a
 config value that would change the maths and has no GGUF key (`convert_config`), or an unknown
-pre-tokenizer (`convert_tokenizer`) is refused.
+pre-tokenizer (`convert_tokenizer`) is refused. GPTQ and AWQ weights become blocks that give the
+same values (`packed4`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from insula.errors import ConfigError, FormatError, UnsupportedError
 from insula.formats.ggml_types import GGMLType
 from insula.formats.gguf_writer import GGUFWriter
 from insula.formats.safetensors import SafetensorsFile
-from insula.models import convert_config, convert_pooling
+from insula.models import convert_config, convert_pooling, packed4
 from insula.models.convert_experts import Planned
 from insula.models.convert_rules import GEMMA2, GEMMA3, Rules, gguf_name, rules_of
 from insula.models.convert_tokenizer import tokenizer_metadata
@@ -31,7 +32,13 @@ from insula.models.folder import FLOATS, read_json, weight_files
 
 FloatFormat = Literal["auto", "f32", "f16", "bf16"]
 
-FILE_TYPE = {GGMLType.F32: 0, GGMLType.F16: 1, GGMLType.BF16: 32}
+FILE_TYPE = {
+    GGMLType.F32: 0,
+    GGMLType.F16: 1,
+    GGMLType.BF16: 32,
+    GGMLType.Q4_0: 2,
+    GGMLType.Q5_0: 8,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +60,8 @@ def convert(
 ) -> tuple[str, ...]:
     """Write `out`, a GGUF file, from a Hugging Face folder; returns notes for the user.
 
-    dtype: what matrices are stored as; "auto" keeps each tensor's own float type.
+    dtype: what matrices are stored as; "auto" keeps each tensor's own float type, and 4-bit
+    weights in blocks of the same values.
     overwrite: replace `out` if it is there. progress(done, total) is called after each tensor.
     Raises NotFoundError for a missing file, UnsupportedError or FormatError for content that
     has no exact counterpart in GGUF.
@@ -66,20 +74,31 @@ def convert(
     notes: list[str] = []
     if "text_config" in config:
         notes.append("the vision half of the model was left out")
-        config = config["text_config"]
+        config = {"quantization_config": config.get("quantization_config")} | config["text_config"]
+    packing = packed4.packing(config)
 
     with ExitStack() as stack:
         parts: dict[str, dict[int, _Weight]] = {}
+        files: dict[str, SafetensorsFile] = {}
         for path in weight_files(folder):
             file = stack.enter_context(SafetensorsFile.open(path))
-            for source in file.tensors:
-                for name, weight in _together(file, source, rules, dtype):
-                    parts[name] = {0: weight}
-                named = gguf_name(source, rules, config)
-                if named is not None:
-                    made = _weight(file, source, named[0], rules, config, dtype)
+            files |= dict.fromkeys(file.tensors, file)
+        for source, file in files.items():
+            module, _, part = source.rpartition(".")
+            if packing is not None and part in packed4.PARTS:
+                named = gguf_name(f"{module}.weight", rules, config)
+                if part == "qweight" and named is not None:
+                    made = _packed(files, module, packing, named[0], rules, config, dtype)
                     parts.setdefault(named[0], {})[named[1]] = made
+                continue
+            for name, weight in _together(file, source, rules, dtype):
+                parts[name] = {0: weight}
+            named = gguf_name(source, rules, config)
+            if named is not None:
+                made = _weight(file, source, named[0], rules, config, dtype)
+                parts.setdefault(named[0], {})[named[1]] = made
         weights = {name: _joined(name, found) for name, found in parts.items()}
+        notes.extend(_packed_notes(weights, packing, dtype))
         embedding = weights.get("token_embd.weight")
         if embedding is None:
             raise FormatError(f"{folder} has no embedding (model.embed_tokens.weight)")
@@ -90,7 +109,10 @@ def convert(
         writer.add("general.architecture", rules.arch)
         writer.add("general.type", "model")
         writer.add("general.name", folder.resolve().name)
-        writer.add("general.file_type", FILE_TYPE[embedding.type])
+        blocks = {w.type for w in weights.values() if w.type in (GGMLType.Q4_0, GGMLType.Q5_0)}
+        writer.add("general.file_type", FILE_TYPE[max(blocks, default=embedding.type)])
+        if any(w.type.is_quantized for w in weights.values()):
+            writer.add("general.quantization_version", 2)
         model = rules.metadata(rules.arch, config)
         model |= convert_pooling.metadata(folder, config)
         for key, value in model.items():
@@ -160,6 +182,63 @@ def paired_heads(name: str, rules: Rules, config: Mapping[str, Any]) -> int:
         return 0
     heads: int = config["num_attention_heads"]
     return config.get("num_key_value_heads") or heads if ".attn_k." in name else heads
+
+
+def _packed(
+    files: Mapping[str, SafetensorsFile],
+    module: str,
+    packing: packed4.Packing,
+    name: str,
+    rules: Rules,
+    config: Mapping[str, Any],
+    dtype: FloatFormat,
+) -> _Weight:
+    """The plan of a weight that GPTQ or AWQ packed."""
+    if rules.change is not None:
+        raise UnsupportedError(
+            f"{packing.method.upper()} weights of {rules.arch} are not converted: GGUF has them in "
+            f"another order; {packed4.OTHERWISE}"
+        )
+
+    def array(part: str) -> NDArray[Any] | None:
+        file = files.get(part)
+        if file is None:
+            return None
+        return file.dequantize(part) if part.endswith(".scales") else file.array(part)
+
+    packed = packed4.unpack(module, packing, array)
+    if dtype == "auto" and not packed.ordered:
+        raise UnsupportedError(
+            f"{module} has its inputs in the order of their activations (desc_act): neighbours "
+            "belong to different groups, and a block has one scale for 32 of them; "
+            f"{packed4.OTHERWISE}"
+        )
+    wanted = packed.type if dtype == "auto" else GGMLType[dtype.upper()]
+    heads = paired_heads(name, rules, config)
+
+    def load() -> Iterator[NDArray[np.uint8]]:
+        rows = packed.blocks() if dtype == "auto" else packed.values()
+        if heads:
+            rows = adjacent_pairs(rows, heads)
+        if dtype == "auto":
+            yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+        else:
+            yield encoded(rows, GGMLType.F32, wanted)
+
+    return _Weight(type=wanted, shape=packed.shape, load=load)
+
+
+def _packed_notes(
+    weights: Mapping[str, _Weight], packing: packed4.Packing | None, dtype: FloatFormat
+) -> list[str]:
+    if packing is None:
+        return []
+    made = [w.type.name for w in weights.values() if w.type.is_quantized]
+    method = packing.method.upper()
+    if dtype != "auto":
+        return [f"the {method} weights are decoded and written as {dtype.upper()}"]
+    counts = ", ".join(f"{made.count(kind)} as {kind}" for kind in sorted(set(made)))
+    return [f"{len(made)} {method} weights are written value for value ({counts})"]
 
 
 def _joined(name: str, parts: Mapping[int, _Weight]) -> _Weight:

@@ -73,6 +73,7 @@ def quantize_file(
     importance: Mapping[str, NDArray[np.float32]] | None = None,
     pure: bool = False,
     progress: Progress | None = None,
+    accept: Callable[[Path], None] | None = None,
     overwrite: bool = False,
     threads: int = 0,
 ) -> QuantizeReport:
@@ -80,8 +81,9 @@ def quantize_file(
 
     importance: by tensor name, float32[in] or [experts, in] weights of its columns' errors (an
     importance matrix); pure: every matrix gets the format's own type, without llama.cpp's mix;
-    threads 0: one a core. A source that is quantized already is decoded first, which the report
-    notes: quantizing twice loses twice.
+    threads 0: one a core; accept: looks at the complete file before it takes the name `dst`, and
+    raises if it may not (a gate). A source that is quantized already is decoded first, which the
+    report notes: quantizing twice loses twice.
     Raises ConfigError (format, paths, importance), NotFoundError, FormatError, UnsupportedError (a
     source type that is not decoded here), ResourceError (no space).
     """
@@ -118,7 +120,7 @@ def quantize_file(
                 types[info.name],
                 shape=info.shape,
             )
-        size = writer.write()
+        size = writer.write(accept)
         return QuantizeReport(
             format=wanted.name,
             source_size=source.size,
@@ -128,7 +130,7 @@ def quantize_file(
             counts=dict(Counter(kind.name for kind in types.values()).most_common()),
             rmse=errors.rmse(),
             tensor_rmse=errors.by_tensor(),
-            notes=_notes(source, types, mix, pure=pure),
+            notes=(*_notes(source, types, mix, pure=pure), *_unweighted(types, source, weights)),
         )
 
 
@@ -235,6 +237,26 @@ def _pieces(
             row = last
 
     return copied if kind is info.type else converted
+
+
+def _unweighted(
+    types: Mapping[str, GGMLType], source: GGUFFile, weights: Mapping[str, object]
+) -> tuple[str, ...]:
+    """What an importance matrix does not reach; the embedding and the output never are in one."""
+    if not weights:
+        return ()
+    missing = [
+        info.name
+        for info in source.tensors.values()
+        if types[info.name].is_quantized
+        and info.name not in weights
+        and info.name not in ("token_embd.weight", "output.weight")
+    ]
+    if not missing:
+        return ()
+    return (
+        f"{len(missing)} quantized tensors, {missing[0]} first, are not in the importance matrix",
+    )
 
 
 def _notes(
