@@ -44,7 +44,7 @@ std::vector<uint8_t> q8(std::mt19937 &rng, int rows, int cols) {
   return out;
 }
 
-void build(Model &m, bool parallel_residual) {
+void build(Model &m, bool parallel_residual, KVType kv = KVType::F16) {
   std::mt19937 rng(5);
   auto weight = [&](int rows, int cols) {
     auto b = q8(rng, rows, cols);
@@ -96,7 +96,7 @@ void build(Model &m, bool parallel_residual) {
   widths[Q] = widths[A] = kHeads * kHead, widths[Kk] = widths[Vv] = kKv * kHead;
   widths[G] = widths[U] = kFfn;
   m.set_program(ops, widths, {{kKv, kHead}, {kKv, kHead}});
-  m.allocate(24, KVType::F16, 512);
+  m.allocate(24, kv, 512);
 }
 
 // from: the tokens before it were run already; all sequences share their pages (whole ones).
@@ -248,9 +248,10 @@ int main() {
   std::string error;
   add_level({"amx-emulated", select_level("avx512", &error) != nullptr, table_amx_emulated(), ""});
 #endif
-  for (bool post_norm : {false, true}) {
+  for (auto [post_norm, kv] : {std::pair{false, KVType::F16}, std::pair{true, KVType::F16},
+                               std::pair{false, KVType::I8}}) {
     Model one("scalar", 1);
-    build(one, post_norm);
+    build(one, post_norm, kv);
     const std::vector<float> want = run(one, {330}, 1);
     for (const Level &l : levels()) {
       if (!l.available)
@@ -259,17 +260,18 @@ int main() {
       for (int threads : {1, 3}) {
         Model m(l.name, threads);
         CHECK(!std::strcmp(m.isa(), l.table->name), "%s instead of %s", m.isa(), l.name);
-        build(m, post_norm);
+        build(m, post_norm, kv);
         for (const std::vector<int> &slices : {std::vector<int>{330}, {100, 1, 33}, {2, 1, 1, 64}})
           for (int sequences : {1, 3}) {
             if (slices[0] * sequences > 512)
               continue;
             const std::vector<float> got = run(m, slices, sequences);
             for (int s = 0; s < sequences; ++s, ++checked)
-              CHECK(!std::memcmp(&got[static_cast<size_t>(s) * want.size()], want.data(),
-                                 want.size() * 4),
-                    "%s, %d threads, slices from %d, sequence %d of %d differs", l.name, threads,
-                    slices[0], s, sequences);
+              CHECK(
+                  !std::memcmp(&got[static_cast<size_t>(s) * want.size()], want.data(),
+                               want.size() * 4),
+                  "%s, %d threads, slices from %d, sequence %d of %d differs (keys and values %d)",
+                  l.name, threads, slices[0], s, sequences, static_cast<int>(kv));
           }
         for (int slice : {1, 5}) { // the first chunk's pages are shared, and read together
           const std::vector<float> got = run(m, {slice}, 4, kAttnChunk);
