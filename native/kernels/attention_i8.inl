@@ -76,6 +76,7 @@ void store_i8(const float *k, const float *v, int hd, int at, uint8_t *page) {
 
 // Dots of such integers with int8, four at a time: of the high and of the low bytes, or of int16.
 template <class W> struct FinePlanes {
+  static constexpr int kWord = 4; // bytes from four integers to the next four
   struct Sum {
     typename W::D high, low;
   };
@@ -113,12 +114,13 @@ template <class W> struct FinePlanes {
   }
 };
 template <class W> struct FineWords {
+  static constexpr int kWord = 8;
   using Sum = typename W::Sum16;
   using Bytes = typename W::Words16;
   static Sum zero() { return W::zero16(); }
   static Bytes load(const uint8_t *p) { return W::load16(p); }
   template <int n, int at> static void dot(Sum &s, Bytes b, const uint8_t *x) {
-    s = W::dot16(s, b, x + 8 * at);
+    s = W::dot16(s, b, x + kWord * at);
   }
   static typename W::I total(Sum s, int32_t) { return W::total16(s); }
   template <int n> static void store(const typename W::I *q, uint8_t *x) {
@@ -240,8 +242,7 @@ template <int Q> void keys_i8(const AttnChunk &c, const FineRows &f, int q0, int
     key_tile<Q, 1>(c, f, q0, r);
 }
 
-// o += the values of a page in D registers of dimensions, weighed, for Q queries. vp: of a group of
-// 16 dimensions, and the next if D registers are more.
+// o += the values of a page in D registers of dimensions, weighed, for Q queries.
 template <int Q, int D>
 INSULA_INLINE void value_tile_i8(const FineRows &f, const uint8_t *vp, float *o, int stride) {
   Fine::Sum s[Q][D];
@@ -257,7 +258,7 @@ INSULA_INLINE void value_tile_i8(const FineRows &f, const uint8_t *vp, float *o,
         v[d] = Fine::load(vp + d / HL * kPageTokens * 16 + (w0 + w) * 64 + d % HL * V::W * 4);
       for (int q = 0; q < Q; ++q)
         for (int d = 0; d < D; ++d)
-          Fine::dot<kPageTokens, w>(s[q][d], v[d], f.x[q] + w0 * (V::kDot16 ? 8 : 4));
+          Fine::dot<kPageTokens, w>(s[q][d], v[d], f.x[q] + w0 * Fine::kWord);
     });
   for (int q = 0; q < Q; ++q)
     for (int d = 0; d < D; ++d) {
