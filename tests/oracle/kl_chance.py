@@ -56,6 +56,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--runner", action="append", help="default: every runner there is")
     parser.add_argument("--json", type=Path, help="default: a file in bench/results/")
     options = parser.parse_args(arguments)
+    if options.runs < 2:
+        parser.error(f"--runs: found {options.runs}; two at least have a spread")
     shared = shared_folder()
     if shared is None:
         print("the shared folder with the texts is not there: set INSULA_SHARED", file=sys.stderr)
@@ -71,10 +73,14 @@ def main(arguments: list[str]) -> int:
     row["what"] = "kl_chance"
     row["means"] = {}
     for kind in kinds:
-        means = [row["engines"][f"{kind.name} {s}"]["kl_mean"] for s in range(options.runs)]
-        error = float(np.std(means, ddof=1) / options.runs**0.5) if options.runs > 1 else None
-        row["means"][kind.name] = {"mean": float(np.mean(means)), "standard_error": error}
-        print(f"{kind.name:16s} {np.mean(means):.6f} +- {error or 0:.6f}, of {options.runs} runs")
+        runs = [row["engines"][f"{kind.name} {seed}"] for seed in range(options.runs)]
+        mean = {k: float(np.mean([r[k] for r in runs])) for k in ("kl_mean", "same_top", "flips")}
+        error = float(np.std([r["kl_mean"] for r in runs], ddof=1) / len(runs) ** 0.5)
+        row["means"][kind.name] = {**mean, "kl_mean_standard_error": error}
+        print(
+            f"{kind.name:16s} KL mean {mean['kl_mean']:.6f} +- {error:.6f}  same top "
+            f"{mean['same_top']:.3%}  flips {mean['flips']:.1f}, of {len(runs)} runs"
+        )
     out = options.json or ROOT / "bench" / "results" / f"kl-chance-{options.model.stem}.json"
     out.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     print(f"written to {out}")
