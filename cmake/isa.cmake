@@ -72,8 +72,8 @@ function(insula_isa_sources sources_out definitions_out)
       endif()
     endif()
     separate_arguments(flag_list NATIVE_COMMAND "${flags}")
-    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")  # its intrinsics' own headers trip this warning
-      list(APPEND flag_list -Wno-maybe-uninitialized)
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")  # its intrinsics' own headers trip these warnings
+      list(APPEND flag_list -Wno-maybe-uninitialized -Wno-uninitialized)
     endif()
     # Optimized and instrumented, these files take many minutes to compile: fuzzers do without the
     # instruments (no parser calls a kernel), sanitized tests without the undefined-behaviour ones

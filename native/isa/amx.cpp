@@ -12,6 +12,8 @@
 #include "../kernels/all.inl"
 //
 #include "../kernels/tiles.inl"
+//
+#include "../kernels/attention_tiles.inl"
 
 namespace insula {
 namespace {
@@ -19,6 +21,7 @@ constexpr KernelTable with_tiles() {
   KernelTable t = make_table("amx");
   t.matmul = matmul_wide;
   t.wide_from = 5; // up to four rows the vectors are as fast, and need no unpacking
+  t.attention = attention_tiled;
   t.tiles = &g_tiles;
   t.peak = peak_tiles;
   return t;

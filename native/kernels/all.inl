@@ -9,6 +9,7 @@
 #include "elementwise.inl"
 #include "matmul.inl"
 #include "attention.inl"
+#include "attention_i8.inl"
 #include "peak.inl"
 // clang-format on
 

@@ -3,8 +3,7 @@
 // A chunk is kAttnChunk positions at multiples of kAttnChunk, whoever computes it, so that a row's
 // result does not depend on threads or slicing. Scores: one fma chain over the head's dimensions
 // per (query, position). Sums of weights: 16 lanes over positions, then the lane tree. Values: one
-// fma chain over positions per dimension. Int8 keys: such a chain per block, then one over blocks
-// by the scales; int8 values are multiplied by their scale first.
+// fma chain over positions per dimension. Int8 has sums of its own: attention_i8.inl.
 
 namespace {
 
@@ -13,75 +12,37 @@ using insula::kAttnChunk;
 using insula::kPageTokens;
 using insula::KVType;
 
-// How pages of a type hold values, one by one. Blocks of kBlock dimensions have a scale, 0: none.
+void store_i8(const float *k, const float *v, int hd, int at, uint8_t *page);
+void attention_i8(const AttnChunk &c);
+
+// How pages of a type hold values, one by one.
 template <KVType t> struct KV {
   using T = uint16_t;
-  static constexpr int kBlock = 0;
   static V::F load(const T *p) { return V::load_h(p); }
   static void store(T *p, V::F v) { V::store_h(p, v); }
 };
 template <> struct KV<KVType::F32> {
   using T = float;
-  static constexpr int kBlock = 0;
   static V::F load(const T *p) { return V::loadf(p); }
   static void store(T *p, V::F v) { V::storef(p, v); }
-};
-template <> struct KV<KVType::I8> {
-  using T = int8_t;
-  static constexpr int kBlock = insula::kKVBlock;
-  static V::F load(const T *p) { return V::load_i8(p); }
-  static void store(T *p, V::F v) { V::store_i8(p, V::round(v)); }
 };
 
 template <class T> inline const T *values_of(const uint8_t *page, int hd) {
   return reinterpret_cast<const T *>(page) + static_cast<size_t>(kPageTokens * hd);
 }
 
-// The 16 scales of a group of positions for block b: of keys, or of values behind those.
-inline const uint16_t *scales_of(const uint8_t *page, int hd, bool of_values, int group, int b) {
-  const size_t n = insula::kv_blocks(hd), all = static_cast<size_t>(kPageTokens) * n;
-  return reinterpret_cast<const uint16_t *>(
-             page + static_cast<size_t>(kPageTokens * (hd + insula::pad16(hd)))) +
-         (of_values ? all : 0) + (static_cast<size_t>(group) * n + static_cast<size_t>(b)) * 16;
-}
-
-// The scale of up to a block of values, and its inverse (0 where all are 0).
-inline uint16_t block_scale(const float *x, int n, float *inverse) {
-  float top = 0;
-  for (int i = 0; i < n; ++i)
-    top = __builtin_fabsf(x[i]) > top ? __builtin_fabsf(x[i]) : top;
-  uint16_t h[V::W];
-  float d[V::W];
-  V::store_h(h, V::set1(top / 127.0f));
-  V::storef(d, V::load_h(h));
-  *inverse = d[0] > 0 ? 1.0f / d[0] : 0.0f;
-  return h[0];
-}
-
 template <KVType type>
 void store_kv_t(const float *k, const float *v, int hd, int at, uint8_t *page) {
   using T = typename KV<type>::T;
-  constexpr int B = KV<type>::kBlock;
   T *kp = reinterpret_cast<T *>(page) + static_cast<size_t>(at / 16 * hd * 16 + at % 16);
   T *vp = const_cast<T *>(values_of<T>(page, hd)) + static_cast<size_t>(at * insula::pad16(hd));
-  float ik = 1, iv = 1;
   for (int i = 0; i < hd; i += V::W) {
     const int c = hd - i < V::W ? hd - i : V::W;
-    if constexpr (B > 0)
-      if (i % B == 0) {
-        const int n = hd - i < B ? hd - i : B;
-        const uint16_t dk = block_scale(k + i, n, &ik), dv = block_scale(v + i, n, &iv);
-        const_cast<uint16_t *>(scales_of(page, hd, false, at / 16, i / B))[at % 16] = dk;
-        const_cast<uint16_t *>(scales_of(page, hd, true, at / 16, i / B))[at % 16] = dv;
-      }
-    V::F a = load_n(k + i, c), b = load_n(v + i, c);
-    if constexpr (B > 0)
-      a = V::mul(a, V::set1(ik)), b = V::mul(b, V::set1(iv));
     T t[V::W];
-    KV<type>::store(t, a);
+    KV<type>::store(t, load_n(k + i, c));
     for (int j = 0; j < c; ++j)
       kp[(i + j) * 16] = t[j];
-    KV<type>::store(t, b);
+    KV<type>::store(t, load_n(v + i, c));
     for (int j = 0; j < c; ++j)
       vp[i + j] = t[j];
   }
@@ -94,15 +55,14 @@ void store_kv(const float *k, const float *v, int hd, int at, KVType type, uint8
   case KVType::F32:
     return store_kv_t<KVType::F32>(k, v, hd, at, page);
   case KVType::I8:
-    return store_kv_t<KVType::I8>(k, v, hd, at, page);
+    return store_i8(k, v, hd, at, page);
   }
 }
 
 // Scores of Q queries against 16*P positions starting at `g` (in groups of 16).
 template <KVType type, int Q, int P> inline void score_tile(const AttnChunk &c, int q0, int g) {
   using T = typename KV<type>::T;
-  constexpr int B = KV<type>::kBlock;
-  V::F acc[Q][P][HL], all[Q][P][HL];
+  V::F acc[Q][P][HL];
   const T *kp[P];
   for (int p = 0; p < P; ++p)
     kp[p] = reinterpret_cast<const T *>(c.pages[(g + p) / 4]) +
@@ -110,36 +70,19 @@ template <KVType type, int Q, int P> inline void score_tile(const AttnChunk &c, 
   for (int q = 0; q < Q; ++q)
     for (int p = 0; p < P; ++p)
       for (int h = 0; h < HL; ++h)
-        all[q][p][h] = V::set1(0.0f);
-  for (int d0 = 0; d0 < c.head_dim;) {
-    const int d1 = B > 0 && d0 + B < c.head_dim ? d0 + B : c.head_dim;
-    for (int q = 0; q < Q; ++q)
-      for (int p = 0; p < P; ++p)
-        for (int h = 0; h < HL; ++h)
-          acc[q][p][h] = V::set1(0.0f);
-    for (int d = d0; d < d1; ++d)
-      for (int p = 0; p < P; ++p)
-        for (int h = 0; h < HL; ++h) {
-          V::F k = KV<type>::load(kp[p] + d * 16 + h * V::W);
-          for (int q = 0; q < Q; ++q)
-            acc[q][p][h] = V::fma(V::set1(c.q[q0 + q][d]), k, acc[q][p][h]);
-        }
-    if constexpr (B > 0) {
-      for (int p = 0; p < P; ++p)
-        for (int h = 0; h < HL; ++h) {
-          const V::F s = V::load_h(
-              scales_of(c.pages[(g + p) / 4], c.head_dim, false, (g + p) % 4, d0 / B) + h * V::W);
-          for (int q = 0; q < Q; ++q)
-            all[q][p][h] = V::fma(acc[q][p][h], s, all[q][p][h]);
-        }
-    }
-    d0 = d1;
-  }
+        acc[q][p][h] = V::set1(0.0f);
+  for (int d = 0; d < c.head_dim; ++d)
+    for (int p = 0; p < P; ++p)
+      for (int h = 0; h < HL; ++h) {
+        V::F k = KV<type>::load(kp[p] + d * 16 + h * V::W);
+        for (int q = 0; q < Q; ++q)
+          acc[q][p][h] = V::fma(V::set1(c.q[q0 + q][d]), k, acc[q][p][h]);
+      }
   for (int q = 0; q < Q; ++q)
     for (int p = 0; p < P; ++p)
       for (int h = 0; h < HL; ++h)
         V::storef(c.scores + (q0 + q) * kAttnChunk + (g + p) * 16 + h * V::W,
-                  V::mul(B > 0 ? all[q][p][h] : acc[q][p][h], V::set1(c.scale)));
+                  V::mul(acc[q][p][h], V::set1(c.scale)));
 }
 
 template <KVType type, int Q> inline void score_rows(const AttnChunk &c, int q0, int g0, int g1) {
@@ -155,29 +98,18 @@ template <KVType type, int Q> inline void score_rows(const AttnChunk &c, int q0,
 template <KVType type, int Q, int D>
 inline void value_tile(const AttnChunk &c, int q0, int d0, int lo, int hi, int hp) {
   using T = typename KV<type>::T;
-  constexpr int B = KV<type>::kBlock;
   V::F acc[Q][D][HL];
   for (int q = 0; q < Q; ++q)
     for (int d = 0; d < D; ++d)
       for (int h = 0; h < HL; ++h)
         acc[q][d][h] = V::set1(0.0f);
-  float scales[D][kLanes];
   for (int i = lo; i < hi; ++i) {
     const uint8_t *page = c.pages[i / kPageTokens];
     const int at = i % kPageTokens;
-    if constexpr (B > 0)
-      if (at % 16 == 0 || i == lo)
-        for (int d = 0; d < D; ++d)
-          for (int h = 0; h < HL; ++h)
-            V::storef(scales[d] + h * V::W,
-                      V::load_h(scales_of(page, c.head_dim, true, at / 16, (d0 + d * 16) / B) +
-                                h * V::W));
     const T *v = values_of<T>(page, c.head_dim) + static_cast<size_t>(at * hp + d0);
     for (int d = 0; d < D; ++d)
       for (int h = 0; h < HL; ++h) {
-        V::F x = KV<type>::load(v + d * 16 + h * V::W);
-        if constexpr (B > 0)
-          x = V::mul(x, V::set1(scales[d][at % 16]));
+        const V::F x = KV<type>::load(v + d * 16 + h * V::W);
         for (int q = 0; q < Q; ++q)
           acc[q][d][h] = V::fma(V::set1(c.scores[(q0 + q) * kAttnChunk + i]), x, acc[q][d][h]);
       }
@@ -198,6 +130,20 @@ template <KVType type, int Q> inline void value_rows(const AttnChunk &c, int q0,
     value_tile<type, Q, 1>(c, q0, d, lo, hi, hp);
 }
 
+// Positions that some of n queries see.
+struct Seen {
+  int lo, hi;
+};
+inline Seen seen(const AttnChunk &c, int q0, int n) {
+  Seen s{kAttnChunk, 0};
+  for (int q = q0; q < q0 + n; ++q)
+    if (c.lo[q] < c.hi[q]) {
+      s.lo = c.lo[q] < s.lo ? c.lo[q] : s.lo;
+      s.hi = c.hi[q] > s.hi ? c.hi[q] : s.hi;
+    }
+  return s.lo < s.hi ? s : Seen{0, 0};
+}
+
 // Scores become weights exp(score - max) in place; outside [lo, hi) they become zero.
 inline void softmax_row(const AttnChunk &c, int q) {
   float *s = c.scores + q * kAttnChunk;
@@ -211,15 +157,18 @@ inline void softmax_row(const AttnChunk &c, int q) {
   }
   if (c.softcap > 0.0f)
     softcap(s + lo, static_cast<size_t>(hi - lo), c.softcap);
-  float m = s[lo];
-  for (int i = lo + 1; i < hi; ++i)
-    m = m > s[i] ? m : s[i];
   const int a = lo / kLanes * kLanes, b = (hi + kLanes - 1) / kLanes * kLanes;
   for (int i = a; i < lo; ++i)
     s[i] = -__builtin_inff();
   for (int i = hi; i < b; ++i)
     s[i] = -__builtin_inff();
   V::F acc[HL];
+  for (int h = 0; h < HL; ++h)
+    acc[h] = V::set1(-__builtin_inff());
+  for (int i = a; i < b; i += kLanes)
+    for (int h = 0; h < HL; ++h)
+      acc[h] = V::max(acc[h], V::loadf(s + i + h * V::W));
+  const float m = max_lanes(acc);
   for (int h = 0; h < HL; ++h)
     acc[h] = V::set1(0.0f);
   for (int i = a; i < b; i += kLanes) {
@@ -244,12 +193,7 @@ template <KVType type> void attention_t(const AttnChunk &c) {
   constexpr int QT = 4;
   for (int q0 = 0; q0 < c.n; q0 += QT) {
     const int Q = c.n - q0 < QT ? c.n - q0 : QT;
-    int lo = kAttnChunk, hi = 0;
-    for (int q = q0; q < q0 + Q; ++q)
-      if (c.lo[q] < c.hi[q]) {
-        lo = c.lo[q] < lo ? c.lo[q] : lo;
-        hi = c.hi[q] > hi ? c.hi[q] : hi;
-      }
+    const auto [lo, hi] = seen(c, q0, Q);
     const int g0 = lo / 16, g1 = (hi + 15) / 16;
     switch (lo < hi ? Q : 0) {
     case 1:
@@ -269,8 +213,6 @@ template <KVType type> void attention_t(const AttnChunk &c) {
     }
     for (int q = q0; q < q0 + Q; ++q)
       softmax_row(c, q);
-    if (lo >= hi)
-      lo = hi = 0;
     switch (Q) {
     case 1:
       value_rows<type, 1>(c, q0, lo, hi);
@@ -295,7 +237,7 @@ void attention(const AttnChunk &c) {
   case KVType::F32:
     return attention_t<KVType::F32>(c);
   case KVType::I8:
-    return attention_t<KVType::I8>(c);
+    return attention_i8(c);
   }
 }
 

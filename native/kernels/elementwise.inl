@@ -17,13 +17,10 @@ inline float sum_lanes(const V::F acc[HL]) {
 }
 
 inline float max_lanes(const V::F acc[HL]) {
-  alignas(64) float l[kLanes];
-  for (int h = 0; h < HL; ++h)
-    V::storef(l + h * V::W, acc[h]);
-  for (int s = 8; s; s >>= 1)
-    for (int i = 0; i < s; ++i)
-      l[i] = l[i] > l[i + s] ? l[i] : l[i + s];
-  return l[0];
+  V::F m = acc[0];
+  for (int h = 1; h < HL; ++h)
+    m = V::max(m, acc[h]);
+  return V::top(m);
 }
 
 // e^x for x in [-87.3, 88]; outside it is clamped. Cephes' expf coefficients, about 1 ulp.

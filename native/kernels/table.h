@@ -119,19 +119,23 @@ inline size_t wide_scratch(int rows, size_t K) {
 
 inline constexpr int pad16(int n) { return (n + 15) / 16 * 16; }
 
-// One page of one KV head: keys [4][head_dim][16], then values [64][pad16(head_dim)]. Int8 has a
-// float16 scale for each kKVBlock dimensions of a position, behind that: of keys [4][blocks][16],
-// then of values [64][blocks].
+// One page of one KV head: keys [4][head_dim][16], then values [64][pad16(head_dim)].
+// Int8, in words of four: keys [4][dimensions in words][16][4 dimensions], values
+// [pad16(head_dim) / 16][positions in words][16][4 positions]. Behind them a float16 scale for each
+// kKVBlock dimensions of a position: of keys [4][blocks][16], then of values in the same way.
 inline constexpr int kKVBlock = 32;
+inline constexpr int kMostHeadDim = 1024;
 inline constexpr size_t kv_blocks(int head_dim) {
   return static_cast<size_t>((head_dim + kKVBlock - 1) / kKVBlock);
 }
+inline constexpr size_t key_bytes_i8(int head_dim) { // of one position
+  return static_cast<size_t>((head_dim + 3) / 4 * 4);
+}
 inline constexpr size_t kv_page_head_bytes(KVType type, int head_dim) {
-  const size_t n = static_cast<size_t>(kPageTokens), width = type == KVType::F32   ? 4
-                                                             : type == KVType::F16 ? 2
-                                                                                   : 1;
-  return n * static_cast<size_t>(head_dim + pad16(head_dim)) * width +
-         (type == KVType::I8 ? 2 * n * kv_blocks(head_dim) * 2 : 0);
+  const size_t n = static_cast<size_t>(kPageTokens), values = static_cast<size_t>(pad16(head_dim));
+  if (type == KVType::I8)
+    return n * (key_bytes_i8(head_dim) + values) + 2 * n * kv_blocks(head_dim) * 2;
+  return n * (static_cast<size_t>(head_dim) + values) * (type == KVType::F32 ? 4 : 2);
 }
 
 const KernelTable *table_scalar();

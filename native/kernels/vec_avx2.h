@@ -55,10 +55,6 @@ struct V {
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
                      _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
-  static F load_i8(const int8_t *p) {
-    return _mm256_cvtepi32_ps(
-        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
-  }
   static void store_i8(int8_t *p, I v) {
     __m128i w = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i *>(p), _mm_packs_epi16(w, w));
@@ -69,6 +65,27 @@ struct V {
   static I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
   static I isub(I a, I b) { return _mm256_sub_epi32(a, b); }
   template <int n> static I isll(I a) { return _mm256_slli_epi32(a, n); }
+  static int32_t sum(I a) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+  }
+  static float top(F a) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+  }
+  // Numbers of 16 bits in four registers as 256 * high + low, both signed bytes.
+  static void split(const I *q, uint8_t *high, uint8_t *low) {
+    const __m256i a = _mm256_packs_epi32(q[0], q[1]), b = _mm256_packs_epi32(q[2], q[3]);
+    const __m256i half = _mm256_set1_epi16(128), byte = _mm256_set1_epi16(255);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i h = _mm256_packs_epi16(_mm256_srai_epi16(_mm256_add_epi16(a, half), 8),
+                                         _mm256_srai_epi16(_mm256_add_epi16(b, half), 8));
+    const __m256i l = _mm256_packus_epi16(_mm256_and_si256(a, byte), _mm256_and_si256(b, byte));
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(high), _mm256_permutevar8x32_epi32(h, order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(low), _mm256_permutevar8x32_epi32(l, order));
+  }
 
   static B loadb(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
   static B low4(B b) { return _mm256_and_si256(b, _mm256_set1_epi8(15)); }
@@ -110,6 +127,7 @@ struct V {
     return d;
 #endif
   }
+  static constexpr bool kDot16 = false; // int16 meets int8 as two bytes
   static constexpr int defer(int) { return 64; }
   template <int at> static D dot(D d, B w, const uint32_t *x) { return dpbusd(d, w, x + at); }
   static constexpr int s8_bias = 128;
@@ -129,6 +147,33 @@ struct V {
     return in_order(_mm256_add_epi32(s, _mm256_mullo_epi32(sc, d)));
   }
 #else
+  // int16 times int8: maddubs would saturate.
+  static constexpr bool kDot16 = true;
+  struct Sum16 {
+    __m256i lo, hi;
+  }; // of pairs, of lanes 0 to 3 and of lanes 4 to 7
+  struct Words16 {
+    __m256i lo, hi;
+  }; // 4 k of as many lanes each
+  static Sum16 zero16() { return {izero(), izero()}; }
+  static Words16 load16(const uint8_t *p) {
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))),
+            _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p + 16)))};
+  }
+  static Sum16 dot16(Sum16 s, Words16 w, const uint8_t *x) { // with four int16
+    long long four;
+    std::memcpy(&four, x, 8);
+    const __m256i q = _mm256_set1_epi64x(four);
+    return {in_order(_mm256_add_epi32(s.lo, _mm256_madd_epi16(w.lo, q))),
+            in_order(_mm256_add_epi32(s.hi, _mm256_madd_epi16(w.hi, q)))};
+  }
+  static I total16(Sum16 s) {
+    return _mm256_permute4x64_epi64(_mm256_hadd_epi32(s.lo, s.hi), 0xd8);
+  }
+  static void store_i16(int16_t *p, I v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
+                     _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+  }
   // Pair sums stay below 2^15 for this many products of an unsigned weight and an int8.
   static constexpr int defer(int umax) {
     int n = 32767 / (umax * 254);

@@ -59,10 +59,6 @@ struct V {
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(p),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
-  static F load_i8(const int8_t *p) {
-    return _mm512_cvtepi32_ps(
-        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
-  }
   static void store_i8(int8_t *p, I v) {
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(v));
   }
@@ -72,6 +68,19 @@ struct V {
   static I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
   static I isub(I a, I b) { return _mm512_sub_epi32(a, b); }
   template <int n> static I isll(I a) { return _mm512_slli_epi32(a, n); }
+  static int32_t sum(I a) { return _mm512_reduce_add_epi32(a); }
+  static float top(F a) { return _mm512_reduce_max_ps(a); }
+  // Numbers of 16 bits in four registers as 256 * high + low, both signed bytes.
+  static void split(const I *q, uint8_t *high, uint8_t *low) {
+    const __m512i a = _mm512_packs_epi32(q[0], q[1]), b = _mm512_packs_epi32(q[2], q[3]);
+    const __m512i half = _mm512_set1_epi16(128), byte = _mm512_set1_epi16(255);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i h = _mm512_packs_epi16(_mm512_srai_epi16(_mm512_add_epi16(a, half), 8),
+                                         _mm512_srai_epi16(_mm512_add_epi16(b, half), 8));
+    const __m512i l = _mm512_packus_epi16(_mm512_and_si512(a, byte), _mm512_and_si512(b, byte));
+    _mm512_storeu_si512(high, _mm512_permutexvar_epi32(order, h));
+    _mm512_storeu_si512(low, _mm512_permutexvar_epi32(order, l));
+  }
 
   static B loadb(const void *p) { return _mm512_loadu_si512(p); }
   static B low4(B b) { return _mm512_and_si512(b, _mm512_set1_epi8(15)); }
@@ -102,6 +111,7 @@ struct V {
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(d) : "v"(w), "m"(x[at]));
     return d;
   }
+  static constexpr bool kDot16 = false; // int16 meets int8 as two bytes
   static constexpr int s8_bias = 128;
   static B prep_s8(B w) { return _mm512_xor_si512(w, _mm512_set1_epi8(static_cast<char>(0x80))); }
   template <int at> static D dot_s8(D d, B w, const uint32_t *x) { return dot<at>(d, w, x); }

@@ -58,11 +58,6 @@ struct V {
     return vreinterpretq_f32_s32(vmaxq_s32(vshlq_n_s32(vsubq_s32(e, one), 23), low));
   }
   static void store_h(uint16_t *p, F v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
-  static F load_i8(const int8_t *p) {
-    uint32_t u;
-    std::memcpy(&u, p, 4);
-    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(u))))));
-  }
   static void store_i8(int8_t *p, I v) {
     int16x4_t h = vqmovn_s32(v);
     int8x8_t b = vqmovn_s16(vcombine_s16(h, h));
@@ -75,6 +70,14 @@ struct V {
   static I iadd(I a, I b) { return vaddq_s32(a, b); }
   static I isub(I a, I b) { return vsubq_s32(a, b); }
   template <int n> static I isll(I a) { return vshlq_n_s32(a, n); }
+  static float top(F a) { return vmaxvq_f32(a); }
+  // Numbers of 16 bits in four registers as 256 * high + low, both signed bytes.
+  static void split(const I *q, uint8_t *high, uint8_t *low) {
+    const int16x8_t a = vcombine_s16(vmovn_s32(q[0]), vmovn_s32(q[1]));
+    const int16x8_t b = vcombine_s16(vmovn_s32(q[2]), vmovn_s32(q[3]));
+    vst1q_u8(high, vreinterpretq_u8_s8(vcombine_s8(vrshrn_n_s16(a, 8), vrshrn_n_s16(b, 8))));
+    vst1q_u8(low, vreinterpretq_u8_s8(vcombine_s8(vmovn_s16(a), vmovn_s16(b))));
+  }
 
   static B loadb(const void *p) { return vld1q_u8(static_cast<const uint8_t *>(p)); }
   static B low4(B b) { return vandq_u8(b, vdupq_n_u8(15)); }
@@ -99,6 +102,7 @@ struct V {
   static B prep_s8(B w) { return w; }
 
 #ifdef INSULA_DOTPROD
+  static constexpr bool kDot16 = false; // int16 meets int8 as two bytes
   using D = int32x4_t;
   static D dzero() { return izero(); }
   // Four words a load; neighbouring dots share it.
@@ -120,6 +124,33 @@ struct V {
     return d;
   }
   static I widen(D d) { return vpaddq_s32(d.lo, d.hi); }
+
+  // int16 times int8, widened before.
+  static constexpr bool kDot16 = true;
+  struct Sum16 {
+    int32x4_t lane[4];
+  }; // four k each
+  struct Words16 {
+    int16x8_t lo, hi;
+  }; // 4 k of lanes 0,1 and of lanes 2,3
+  static Sum16 zero16() { return {{izero(), izero(), izero(), izero()}}; }
+  static Words16 load16(const uint8_t *p) {
+    const int8x16_t b = vreinterpretq_s8_u8(vld1q_u8(p));
+    return {vmovl_s8(vget_low_s8(b)), vmovl_high_s8(b)};
+  }
+  static Sum16 dot16(Sum16 s, Words16 w, const uint8_t *x) { // with four int16
+    uint64_t four;
+    std::memcpy(&four, x, 8);
+    const int16x8_t q = vreinterpretq_s16_u64(vdupq_n_u64(four));
+    return {{vmlal_s16(s.lane[0], vget_low_s16(w.lo), vget_low_s16(q)),
+             vmlal_high_s16(s.lane[1], w.lo, q),
+             vmlal_s16(s.lane[2], vget_low_s16(w.hi), vget_low_s16(q)),
+             vmlal_high_s16(s.lane[3], w.hi, q)}};
+  }
+  static I total16(Sum16 s) {
+    return vpaddq_s32(vpaddq_s32(s.lane[0], s.lane[1]), vpaddq_s32(s.lane[2], s.lane[3]));
+  }
+  static void store_i16(int16_t *p, I v) { vst1_s16(p, vqmovn_s32(v)); }
 #endif
   template <int at> static D dot_s8(D d, B w, const uint32_t *x) { return dot<at>(d, w, x); }
 

@@ -80,7 +80,6 @@ struct V {
     for (int i = 0; i < 16; ++i)
       p[i] = insula::float_to_half(a.v[i]);
   }
-  static F load_i8(const int8_t *p) { INSULA_EACH(F, static_cast<float>(p[i])); }
   static void store_i8(int8_t *p, I a) {
     for (int i = 0; i < 16; ++i)
       p[i] = static_cast<int8_t>(a.v[i] > 127 ? 127 : a.v[i] < -128 ? -128 : a.v[i]);
@@ -91,6 +90,19 @@ struct V {
   static I iadd(I a, I b) { INSULA_EACH(I, a.v[i] + b.v[i]); }
   static I isub(I a, I b) { INSULA_EACH(I, a.v[i] - b.v[i]); }
   template <int n> static I isll(I a) { INSULA_EACH(I, a.v[i] * (1 << n)); }
+  static float top(F a) {
+    float t = a.v[0];
+    for (int i = 1; i < 16; ++i)
+      t = a.v[i] > t ? a.v[i] : t;
+    return t;
+  }
+  // Numbers of 16 bits in four registers as 256 * high + low, both signed bytes.
+  static void split(const I *q, uint8_t *high, uint8_t *low) {
+    for (int i = 0; i < 64; ++i) {
+      const int32_t x = q[i / 16].v[i % 16], h = (x + 128) >> 8;
+      high[i] = static_cast<uint8_t>(h), low[i] = static_cast<uint8_t>(x - h * 256);
+    }
+  }
 
   static B loadb(const void *p) {
     B o;
@@ -128,6 +140,7 @@ struct V {
     INSULA_EACH(D, d.v[i] + w.v[4 * i] * q[0] + w.v[4 * i + 1] * q[1] + w.v[4 * i + 2] * q[2] +
                        w.v[4 * i + 3] * q[3]);
   }
+  static constexpr bool kDot16 = false; // int16 meets int8 as two bytes
   static constexpr int s8_bias = 0;
   static B prep_s8(B w) { return w; }
   static int s8(const B &w, int i) { return static_cast<int8_t>(w.v[i]); }

@@ -31,9 +31,8 @@ Weight shape_of(int type, int rows, int cols) {
 
 // Zeros for the positions from `from` on in a page of one head (kernels/table.h has the layout).
 void clear_positions(KVType type, int head_dim, int from, uint8_t *page) {
-  const size_t width = type == KVType::F32 ? 4 : type == KVType::F16 ? 2 : 1;
   const size_t n = kPageTokens, hd = static_cast<size_t>(head_dim), at = static_cast<size_t>(from);
-  const size_t hp = static_cast<size_t>(pad16(head_dim)), blocks = kv_blocks(head_dim);
+  const size_t hp = static_cast<size_t>(pad16(head_dim));
   // In groups of 16 positions, each of `rows` rows of 16 values.
   auto groups = [&](uint8_t *p, size_t rows, size_t size) {
     for (size_t g = 0; g < n / 16; ++g)
@@ -42,14 +41,19 @@ void clear_positions(KVType type, int head_dim, int from, uint8_t *page) {
         std::memset(p + ((g * rows + r) * 16 + keep) * size, 0, (16 - keep) * size);
       }
   };
-  groups(page, hd, width);
-  uint8_t *values = page + n * hd * width;
-  std::memset(values + at * hp * width, 0, (n - at) * hp * width);
-  if (type == KVType::I8) {
-    uint8_t *scales = values + n * hp;
-    groups(scales, blocks, 2);
-    groups(scales + n * blocks * 2, blocks, 2);
+  if (type != KVType::I8) {
+    const size_t width = type == KVType::F32 ? 4 : 2;
+    groups(page, hd, width);
+    std::memset(page + (n * hd + at * hp) * width, 0, (n - at) * hp * width);
+    return;
   }
+  groups(page, key_bytes_i8(head_dim) / 4, 4);
+  uint8_t *values = page + n * key_bytes_i8(head_dim), *scales = values + n * hp;
+  for (size_t d = 0; d < hp; ++d)
+    for (size_t i = at; i < n; ++i)
+      values[d / 16 * n * 16 + i / 4 * 64 + d % 16 * 4 + i % 4] = 0;
+  groups(scales, kv_blocks(head_dim), 2);
+  groups(scales + n * kv_blocks(head_dim) * 2, kv_blocks(head_dim), 2);
 }
 
 } // namespace
@@ -157,7 +161,7 @@ void Model::set_program(std::vector<Op> ops, std::vector<int> widths, std::vecto
     if (w <= 0 || w > (1 << 24))
       fail("a buffer's width is out of range");
   for (const Slot &t : slots)
-    if (t.kv_heads <= 0 || t.head_dim <= 0 || t.head_dim > 1024)
+    if (t.kv_heads <= 0 || t.head_dim <= 0 || t.head_dim > kMostHeadDim)
       fail("a slot's shape is wrong");
   for (const Op &o : ops)
     if (o.kind == OpKind::Attention && o.heads / std::max(1, o.kv_heads) > kMostQueries)

@@ -251,94 +251,6 @@ static void rows(const KernelTable *t, const KernelTable *ref) {
   }
 }
 
-static void attention(const KernelTable *t, const KernelTable *ref) {
-  for (KVType kv : {KVType::F16, KVType::F32, KVType::I8})
-    for (int hd : {8, 24, 40, 64, 128})
-      for (int total : {1, 17, 255, 256, 300, 513}) {
-        size_t pe = kv_page_head_bytes(kv, hd);
-        int pages = (total + kPageTokens - 1) / kPageTokens, n = 7;
-        std::vector<uint8_t> a(static_cast<size_t>(pages) * pe), b(a);
-        std::vector<float> k(static_cast<size_t>(total * hd)), v(k), q(static_cast<size_t>(n * hd));
-        for (auto *s : {&k, &v, &q})
-          for (auto &f : *s)
-            f = static_cast<float>(static_cast<int>(rng() % 2001) - 1000) / 500.0f;
-        for (int i = 0; i < total; ++i) {
-          size_t at = static_cast<size_t>(i / kPageTokens) * pe;
-          t->store_kv(&k[static_cast<size_t>(i * hd)], &v[static_cast<size_t>(i * hd)], hd,
-                      i % kPageTokens, kv, &a[at]);
-          ref->store_kv(&k[static_cast<size_t>(i * hd)], &v[static_cast<size_t>(i * hd)], hd,
-                        i % kPageTokens, kv, &b[at]);
-        }
-        CHECK(a == b, "%s store_kv", t->name);
-        auto run = [&](const KernelTable *kt, std::vector<uint8_t> &mem) {
-          int hp = pad16(hd);
-          std::vector<float> m(7), l(7), o(static_cast<size_t>(7 * hp)), m2(m), l2(l), o2(o),
-              sc(7 * kAttnChunk);
-          std::vector<float> out(static_cast<size_t>(7 * hd));
-          std::vector<const float *> qs;
-          for (int i = 0; i < n; ++i)
-            qs.push_back(&q[static_cast<size_t>(i * hd)]);
-          for (int c0 = 0; c0 < total; c0 += kAttnChunk) {
-            int len = total - c0 < kAttnChunk ? total - c0 : kAttnChunk;
-            std::vector<const uint8_t *> ps;
-            for (int i = 0; i < len; i += kPageTokens)
-              ps.push_back(&mem[static_cast<size_t>((c0 + i) / kPageTokens) * pe]);
-            int lo[7], hi[7];
-            for (int i = 0; i < n; ++i) { // query i sees up to total - i, from a window of 200
-              int end = total - i > 1 ? total - i : 1, beg = end > 200 && i % 2 ? end - 200 : 0;
-              hi[i] = end - c0 < len ? (end - c0 > 0 ? end - c0 : 0) : len;
-              lo[i] = beg - c0 > 0 ? beg - c0 : 0;
-            }
-            AttnChunk c{qs.data(), n,         hd,
-                        ps.data(), len,       lo,
-                        hi,        0.3f,      hd == 24 ? 20.0f : 0.0f,
-                        kv,        sc.data(), m2.data(),
-                        l2.data(), o2.data()};
-            kt->attention(c);
-            if (c0 == 0)
-              m = m2, l = l2, o = o2;
-            else
-              for (int i = 0; i < n; ++i)
-                kt->attn_merge(&m[static_cast<size_t>(i)], &l[static_cast<size_t>(i)],
-                               &o[static_cast<size_t>(i * hp)], &m2[static_cast<size_t>(i)],
-                               &l2[static_cast<size_t>(i)], &o2[static_cast<size_t>(i * hp)], hd);
-          }
-          for (int i = 0; i < n; ++i)
-            kt->attn_finish(&l[static_cast<size_t>(i)], &o[static_cast<size_t>(i * hp)], hd,
-                            &out[static_cast<size_t>(i * hd)]);
-          return out;
-        };
-        std::vector<float> y = run(t, a), z = run(ref, b);
-        CHECK(same(y, z), "%s attention hd=%d total=%d kv=%d", t->name, hd, total,
-              static_cast<int>(kv));
-        for (int i = 0; i < n; ++i) {
-          int end = total - i > 1 ? total - i : 1, beg = end > 200 && i % 2 ? end - 200 : 0;
-          std::vector<double> p;
-          double top = -1e30, sum = 0;
-          for (int j = beg; j < end; ++j) {
-            double s = 0;
-            for (int d = 0; d < hd; ++d)
-              s += static_cast<double>(q[static_cast<size_t>(i * hd + d)]) *
-                   k[static_cast<size_t>(j * hd + d)];
-            s *= 0.3;
-            if (hd == 24)
-              s = 20 * std::tanh(s / 20);
-            p.push_back(s), top = s > top ? s : top;
-          }
-          for (auto &s : p)
-            s = std::exp(s - top), sum += s;
-          for (int d = 0; d < hd; ++d) {
-            double o = 0;
-            for (int j = beg; j < end; ++j)
-              o += p[static_cast<size_t>(j - beg)] / sum * v[static_cast<size_t>(j * hd + d)];
-            double e = std::fabs(o - y[static_cast<size_t>(i * hd + d)]);
-            const double allowed = kv == KVType::F32 ? 2e-5 : kv == KVType::F16 ? 5e-3 : 6e-2;
-            CHECK(e < allowed, "%s attention value hd=%d total=%d err=%g", t->name, hd, total, e);
-          }
-        }
-      }
-}
-
 static void halves() {
   for (uint32_t h = 0; h < 65536; ++h) {
     float f = half_to_float(static_cast<uint16_t>(h));
@@ -414,7 +326,6 @@ int main(int argc, char **argv) {
     if (!std::strcmp(l.name, "neon-i8mm"))
       pairs(l.table);
     rows(l.table, ref);
-    attention(l.table, ref);
     CHECK(l.table->peak(3) == 3 * l.table->peak(1), "%s: steps of no equal size", l.name);
     std::printf("level %s: tested\n", l.name);
     ++tested;

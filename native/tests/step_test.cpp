@@ -46,7 +46,7 @@ std::vector<uint8_t> q8(std::mt19937 &rng, int rows, int cols) {
   return out;
 }
 
-void build(Model &m, Shape shape) {
+void build(Model &m, Shape shape, KVType kv = KVType::F16) {
   std::mt19937 rng(5);
   auto weight = [&](int rows, int cols) {
     auto b = q8(rng, rows, cols);
@@ -109,7 +109,7 @@ void build(Model &m, Shape shape) {
   widths[Q] = widths[A] = kHeads * kHead, widths[Kk] = widths[Vv] = kKv * kHead;
   widths[G] = widths[U] = kFfn, widths[S] = kExperts;
   m.set_program(ops, widths, {{kKv, kHead}, {kKv, kHead}});
-  m.allocate(24, KVType::F16, 512);
+  m.allocate(24, kv, 512);
 }
 
 // from: the tokens before it were run already; all sequences share their pages (whole ones).
@@ -261,9 +261,11 @@ int main() {
   std::string error;
   add_level({"amx-emulated", select_level("avx512", &error) != nullptr, table_amx_emulated(), ""});
 #endif
-  for (Shape shape : {Shape::Plain, Shape::PostNorm, Shape::Experts}) {
+  for (auto [shape, kv] :
+       {std::pair{Shape::Plain, KVType::F16}, std::pair{Shape::PostNorm, KVType::F16},
+        std::pair{Shape::Plain, KVType::I8}, std::pair{Shape::Experts, KVType::F16}}) {
     Model one("scalar", 1);
-    build(one, shape);
+    build(one, shape, kv);
     const std::vector<float> want = run(one, {330}, 1);
     for (const Level &l : levels()) {
       if (!l.available)
@@ -272,17 +274,18 @@ int main() {
       for (int threads : {1, 3}) {
         Model m(l.name, threads);
         CHECK(!std::strcmp(m.isa(), l.table->name), "%s instead of %s", m.isa(), l.name);
-        build(m, shape);
+        build(m, shape, kv);
         for (const std::vector<int> &slices : {std::vector<int>{330}, {100, 1, 33}, {2, 1, 1, 64}})
           for (int sequences : {1, 3}) {
             if (slices[0] * sequences > 512)
               continue;
             const std::vector<float> got = run(m, slices, sequences);
             for (int s = 0; s < sequences; ++s, ++checked)
-              CHECK(!std::memcmp(&got[static_cast<size_t>(s) * want.size()], want.data(),
-                                 want.size() * 4),
-                    "%s, %d threads, slices from %d, sequence %d of %d differs", l.name, threads,
-                    slices[0], s, sequences);
+              CHECK(
+                  !std::memcmp(&got[static_cast<size_t>(s) * want.size()], want.data(),
+                               want.size() * 4),
+                  "%s, %d threads, slices from %d, sequence %d of %d differs (keys and values %d)",
+                  l.name, threads, slices[0], s, sequences, static_cast<int>(kv));
           }
         for (int slice : {1, 5}) { // the first chunk's pages are shared, and read together
           const std::vector<float> got = run(m, {slice}, 4, kAttnChunk);

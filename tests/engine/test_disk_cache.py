@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from engine.prefix_model import ByteTokenizer, PrefixRunner, logits_after
 from insula import LLM
+from insula.engine import load
 from insula.engine.disk_cache import DiskCache
 from insula.engine.engine import Engine
 from insula.engine.page_files import PageFiles
@@ -113,6 +114,13 @@ def test_salt_kv_type_and_model_each_have_their_own(
     copy.write_bytes(raw)
     os.utime(copy, ns=(tiny_model.stat().st_atime_ns, tiny_model.stat().st_mtime_ns))
     assert ask(copy, folder).report.cached_from_disk == 0
+
+
+def test_pages_of_another_layout_are_not_taken(
+    tiny_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "PAGE_VERSION", load.PAGE_VERSION - 1)
+    assert ask(tiny_model, folder).report.cached_from_disk == 0
 
 
 def test_use_cache_false_neither_reads_nor_leaves_anything(

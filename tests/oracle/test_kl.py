@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 
+import numpy as np
 import pytest
 
 from default_model import WHERE_TO_GET_IT, find_default_model
 from golden import golden
+from insula.models.load import open_model
 from oracle.kl import kl_against_fp32
-from oracle.runners import NATIVE, REFERENCE, RUNNERS
+from oracle.kl_chance import moved
+from oracle.runners import NATIVE, NATIVE_INT8_KV, REFERENCE, RUNNERS
 from oracle.texts import Text, shared_folder, texts
 
 
@@ -56,3 +59,19 @@ def test_the_harness_on_a_tiny_model(tmp_path):
         assert numbers["kl_mean"] < {"native": 1e-4, "native-int8-kv": 3e-3}.get(name, 1e-6)
         assert set(numbers["kl_mean_by_domain"]) == {"en"}
     assert row["engines"][REFERENCE.name]["flips"] == 0
+
+
+def test_a_model_moved_by_a_millionth_is_the_same_model_in_other_bits(tmp_path):
+    ids = np.arange(2, 60)
+    with open_model(golden.load("llama").write(tmp_path)) as model:
+        found = []
+        for kind in (NATIVE_INT8_KV, moved(NATIVE_INT8_KV, 1), moved(NATIVE_INT8_KV, 1)):
+            runner = kind.make(model.graph, model.gguf, n_pages=1)
+            found.append(
+                runner.step(
+                    ids, np.arange(58), np.zeros(58), [np.zeros(1, np.int32)], np.arange(58)
+                )
+            )
+            runner.close()
+    assert np.array_equal(found[1], found[2])
+    assert 0 < np.abs(found[1] - found[0]).max() < 0.1

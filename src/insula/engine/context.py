@@ -41,10 +41,10 @@ def kv_bytes_per_token(graph: Graph, kv_type: str) -> int:
 def head_bytes(head_dim: int, kv_type: str) -> int:
     """One head's key and value of one position, values in sixteens. int8: with a float16 scale per
     32 dimensions of each."""
-    width = head_dim + -(-head_dim // 16) * 16
+    values = -(-head_dim // 16) * 16
     if kv_type == "int8":
-        return width + 2 * 2 * -(-head_dim // 32)
-    return {"f16": 2, "f32": 4}[kv_type] * width
+        return -(-head_dim // 4) * 4 + values + 2 * 2 * -(-head_dim // 32)
+    return {"f16": 2, "f32": 4}[kv_type] * (head_dim + values)
 
 
 def plan_context(

@@ -53,7 +53,7 @@ CACHE_DIR_BYTES = 4 << 30
 #: Memory that is taken at the start for pages that may come from disk.
 READY_BYTES = 256 << 20
 #: Changes when the same program and tensors give other keys and values, or a page another order.
-PAGE_VERSION = 1
+PAGE_VERSION = 2
 NO_DISK_CACHE = "nothing is kept on disk: the {backend} engine has no cache_dir"
 
 
