@@ -59,6 +59,7 @@ class LLM:
         weights: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_dir_bytes: int | str | None = None,
+        gpu_layers: int | None = None,
         download: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -89,6 +90,9 @@ class LLM:
             be turned back into the prompts: it is the user's alone, and to be treated like them.
         cache_dir_bytes: most bytes in it, or such as "2G"; None: INSULA_CACHE_DIR_BYTES or 4 GiB.
             What was used longest ago goes first.
+        gpu_layers: layers on a GPU, -1 for all, by llama.cpp where its wheel can use one here; with
+            engine="auto" and none, the model runs on the CPU and a note says so. None: what the
+            backend does by itself.
         download: fetch a model that is not here yet; progress is told how far it is.
 
         Raises ConfigError, NotFoundError, FormatError, UnsupportedError, TokenizerError,
@@ -131,6 +135,7 @@ class LLM:
                 home=env.home,
                 cache_dir=None if cache_dir in (None, "") else folder(cache_dir, name="cache_dir"),
                 cache_dir_bytes=parse_size(cache_dir_bytes, name="cache_dir_bytes"),
+                gpu_layers=gpu_layers,
             ),
         )
         self.model_info: ModelInfo = loaded.info
@@ -358,14 +363,18 @@ class LLM:
         ids = self.tokenizer.encode(text) if isinstance(text, str) else _ids(text)
         return scoring.perplexity(self._engine, ids, window=window, stride=stride)
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Raw logits float32 [T, n_vocab]: row t is for the token after ids[t].
+    def logits(
+        self, ids: Sequence[int], *, first: int = 0, use_cache: bool = False
+    ) -> NDArray[np.float32]:
+        """Raw logits float32 [T - first, n_vocab]: row t is for the token after ids[first + t].
 
+        use_cache: what lies before `first` may come from the prefix cache, and stays in it, so
+        that going on token by token computes each token once.
         Raises ConfigError, ContextOverflowError, UnsupportedError.
         """
         from insula.engine import scoring
 
-        return scoring.prompt_logits(self._engine, _ids(ids))
+        return scoring.prompt_logits(self._engine, _ids(ids), first=first, use_cache=use_cache)
 
     def close(self) -> None:
         """Cancel what runs and free the model. Twice is harmless."""
