@@ -18,11 +18,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from insula.config import folder, parse_size, settings
-from insula.engine.load import CACHE_DIR_BYTES, Options, load
+from insula.engine.backends import require
+from insula.engine.load import CACHE_DIR_BYTES, Loaded, Options, load
 from insula.engine.options import samples, sampling_params
-from insula.engine.request import Handle, Request, TextEngine, Tokenizer
+from insula.engine.request import Conversation, Handle, Request, TextEngine, Tokenizer
 from insula.engine.stream import Stream
-from insula.errors import ConfigError
+from insula.errors import ConfigError, UnsupportedError
 from insula.types import Completion, Message, ModelInfo, SamplingParams
 
 if TYPE_CHECKING:
@@ -60,16 +61,21 @@ class LLM:
         cache_dir: str | os.PathLike[str] | None = None,
         cache_dir_bytes: int | str | None = None,
         gpu_layers: int | None = None,
+        api_key: str | None = None,
+        timeout: float | None = None,
         download: bool = False,
         progress: Progress | None = None,
     ) -> None:
         """Load a model.
 
-        model: a path to a GGUF file, a name such as smollm2:135m or hf.co/owner/repo[:quant].
+        model: a path to a GGUF file, a name such as smollm2:135m or hf.co/owner/repo[:quant], a
+            folder with a checkpoint in Hugging Face form, or a model on another server that speaks
+            OpenAI's routes: remote:http://host:8000/v1#model.
         n_ctx: tokens of context; None chooses as many as kv_memory allows, at most what the
             model was trained for, and says so in every report.
         n_threads: compute threads; None: one per physical core that this process may use.
-        engine: auto (default, or INSULA_ENGINE), native, llamacpp, reference.
+        engine: auto (default, or INSULA_ENGINE), native, llamacpp, reference, transformers (a
+            folder), remote (an address).
         kv_type: how keys and values are kept: f16, int8 (about half the memory, a small loss, see
             docs/performance.md) or f32.
         kv_memory: what the KV cache may take, in bytes or such as "2G"; None: 1 GiB or a
@@ -93,15 +99,41 @@ class LLM:
         gpu_layers: layers on a GPU, -1 for all, by llama.cpp where its wheel can use one here; with
             engine="auto" and none, the model runs on the CPU and a note says so. None: what the
             backend does by itself.
+        api_key: what a remote server is shown; None: INSULA_REMOTE_API_KEY. timeout: seconds for
+            which it may say nothing; None: 300.
         download: fetch a model that is not here yet; progress is told how far it is.
 
         Raises ConfigError, NotFoundError, FormatError, UnsupportedError, TokenizerError,
-        ResourceError, and DownloadError if it may download.
+        ResourceError, RemoteError for a server, and DownloadError if it may download.
         """
+        from insula.engine.load_elsewhere import is_address, is_folder, load_folder, load_remote
         from insula.hub import advice
         from insula.hub.resolve import locate
 
         env = settings()
+        if is_address(model) or is_folder(model):
+            if engine is None and env.engine != "auto":
+                engine = env.engine
+            asked = {
+                "n_ctx": n_ctx,
+                "n_threads": n_threads,
+                "kv_type": None if kv_type == "f16" else kv_type,
+                "kv_memory": kv_memory,
+                "speculate": None if speculate == "off" else speculate,
+                "draft_tokens": draft_tokens,
+                "weights": weights,
+                "cache_dir": cache_dir or None,
+                "cache_dir_bytes": cache_dir_bytes,
+                "gpu_layers": gpu_layers,
+                "api_key": api_key,
+                "timeout": timeout,
+            }
+            elsewhere = load_remote if is_address(model) else load_folder
+            self._take(elsewhere(os.fspath(model), engine or "auto", asked, env, max_running))
+            return
+        for name, value in (("api_key", api_key), ("timeout", timeout)):
+            if value is not None:
+                raise ConfigError(f"{name}: is for a remote server, and the model is not on one")
         if kv_memory is None:
             kv_memory = env.kv_memory
         if cache_dir is None:
@@ -138,6 +170,9 @@ class LLM:
                 gpu_layers=gpu_layers,
             ),
         )
+        self._take(loaded)
+
+    def _take(self, loaded: Loaded) -> None:
         self.model_info: ModelInfo = loaded.info
         self._engine: TextEngine = loaded.engine
         self._close: Callable[[], None] = loaded.close
@@ -149,7 +184,7 @@ class LLM:
 
     @property
     def n_ctx(self) -> int:
-        """Most tokens of prompt and completion together."""
+        """Most tokens of prompt and completion together; 0 where a server does not say."""
         return self._engine.n_ctx
 
     @overload
@@ -278,6 +313,10 @@ class LLM:
         from insula.chat import prompt as chat_prompt
         from insula.chat.reply import Reply
 
+        if self._whole_conversation(messages):
+            return self._converse(
+                messages, params, template, tools, template_arguments, overflow, salt, options
+            )
         messages = chat_prompt.plain_messages(messages)
         chat_prompt.check_overflow(overflow)
         names = ("template", "tools", "template_arguments", "overflow", "salt")
@@ -304,6 +343,61 @@ class LLM:
         )
         return Stream(self._engine.submit(request), on_chunk=reply.chunk, on_end=reply.whole)
 
+    def _whole_conversation(self, messages: Any) -> bool:
+        """Whether the engine is given the messages as they are. Raises UnsupportedError for parts
+        that it cannot take."""
+        from insula.chat import media
+
+        needed = media.needs(messages)
+        for capability in needed:
+            require(self._engine.name, capability)
+        if needed and "media" not in self._engine.takes:
+            raise UnsupportedError(
+                f"the model was loaded without its projector, and cannot take {' or '.join(needed)}"
+                " input; give its file as mmproj=",
+                backend=self._engine.name,
+            )
+        return bool(needed) or "conversation" in self._engine.takes
+
+    def _converse(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None,
+        template: ChatTemplate | str | None,
+        tools: Sequence[Mapping[str, Any]] | None,
+        template_arguments: Mapping[str, Any] | None,
+        overflow: str,
+        salt: str,
+        options: Mapping[str, Any],
+    ) -> Stream:
+        """The answer of an engine that has the template itself."""
+        from insula.chat import media
+
+        name = self._engine.name
+        for what, given in (
+            ("a template", template is not None),
+            (f"overflow={overflow!r}", overflow != "error"),
+        ):
+            if given:
+                raise UnsupportedError(
+                    f"the {name} backend cannot take {what} here: the conversation becomes tokens "
+                    "where the model runs",
+                    backend=name,
+                )
+        conversation = Conversation(
+            messages=tuple(media.media_messages(messages, remote=name == "remote")),
+            tools=None if tools is None else tuple(tools),
+            arguments={} if template_arguments is None else dict(template_arguments),
+        )
+        request = Request(
+            conversation=conversation,
+            params=sampling_params(params, options),
+            salt=salt,
+            continues=False,
+            notes=self.model_info.notes,
+        )
+        return Stream(self._engine.submit(request))
+
     def chat_session(
         self,
         *,
@@ -322,6 +416,12 @@ class LLM:
         """
         from insula.chat.session import ChatSession
 
+        if "conversation" in self._engine.takes:
+            raise UnsupportedError(
+                f"the {self._engine.name} backend has no chat sessions: nothing is kept between "
+                "two turns; keep the messages yourself and use chat()",
+                backend=self._engine.name,
+            )
         names = ("system", "template", "tools", "template_arguments", "overflow", "salt")
         chat_format = self._chat_format(template, tools, template_arguments)
         chat_format.template.prepare()
@@ -360,6 +460,8 @@ class LLM:
         """
         from insula.engine import scoring
 
+        if "conversation" in self._engine.takes:
+            require(self._engine.name, "perplexity")
         ids = self.tokenizer.encode(text) if isinstance(text, str) else _ids(text)
         return scoring.perplexity(self._engine, ids, window=window, stride=stride)
 
@@ -374,6 +476,8 @@ class LLM:
         """
         from insula.engine import scoring
 
+        if "conversation" in self._engine.takes:
+            require(self._engine.name, "logits")
         return scoring.prompt_logits(self._engine, _ids(ids), first=first, use_cache=use_cache)
 
     def close(self) -> None:
@@ -395,8 +499,9 @@ class LLM:
         info = self.model_info
         return f"LLM({info.name!r}, engine={info.engine!r}, n_ctx={info.n_ctx})"
 
-    def _prompts(self, prompt: Any) -> tuple[list[tuple[int, ...]], bool]:
-        """The prompts as ids, and whether it is one and not a list."""
+    def _prompts(self, prompt: Any) -> tuple[list[tuple[int, ...] | str], bool]:
+        """The prompts as ids, or as text where the engine takes that; and whether it is one and not
+        a list."""
         if isinstance(prompt, str):
             return [self._encoded(prompt)], True
         array = hasattr(prompt, "__array__") and getattr(prompt, "ndim", 1) > 0
@@ -414,7 +519,9 @@ class LLM:
             return [_ids(items)], True
         return [_ids(item) for item in items], False
 
-    def _encoded(self, text: str) -> tuple[int, ...]:
+    def _encoded(self, text: str) -> tuple[int, ...] | str:
+        if text and "text" in self._engine.takes:
+            return text
         ids = tuple(self.tokenize(text))
         if not ids:
             raise ConfigError(
@@ -425,7 +532,7 @@ class LLM:
 
     def _request(
         self,
-        ids: tuple[int, ...],
+        prompt: tuple[int, ...] | str,
         params: SamplingParams,
         overflow: str,
         *,
@@ -437,9 +544,12 @@ class LLM:
         check_overflow(overflow, ("error", "stop"))
         notes: tuple[str, ...] = ()
         if overflow == "stop":
-            params, notes = clipped(params, len(ids), self.n_ctx)
+            if isinstance(prompt, str) or not self.n_ctx:
+                require(self._engine.name, "tokenizer")
+            params, notes = clipped(params, len(prompt), self.n_ctx)
         return Request(
-            ids=ids,
+            ids=() if isinstance(prompt, str) else prompt,
+            text=prompt if isinstance(prompt, str) else None,
             params=params,
             salt=salt,
             use_cache=use_cache,

@@ -294,7 +294,7 @@ class TestWhatIsNotHere:
             model = Llama(str(tiny_model), n_ctx=64, verbose=False)
         with model:
             answer: Any = model(PROMPT, **GREEDY)
-            assert answer["usage"]["completion_tokens"] == 10
+            assert 0 < answer["usage"]["completion_tokens"] <= 10
             with pytest.raises(ValueError, match="llamacpp backend has no logits") as info:
                 model.eval([1, 2])
         assert isinstance(info.value, UnsupportedError)

@@ -38,6 +38,7 @@ NO_EFFECT: Mapping[str, tuple[Any, str]] = {
     "rms_norm_eps": (None, "the file says it"),
     "mul_mat_q": (None, "there is one way to multiply"),
     "low_vram": (None, "there is no GPU memory to save"),
+    "device": (None, "n_gpu_layers says what runs on a GPU"),
     "spm_infill": (False, "filling in (suffix) is refused"),
 }
 

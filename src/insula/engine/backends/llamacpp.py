@@ -34,6 +34,7 @@ class LlamaCppEngine:
     """A model loaded by llama.cpp. Close it, or use it as a context manager."""
 
     name = NAME
+    takes: frozenset[str] = frozenset()
 
     def __init__(
         self,
