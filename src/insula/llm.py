@@ -14,6 +14,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -61,6 +62,7 @@ class LLM:
         cache_dir: str | os.PathLike[str] | None = None,
         cache_dir_bytes: int | str | None = None,
         gpu_layers: int | None = None,
+        mmproj: str | os.PathLike[str] | None = None,
         api_key: str | None = None,
         timeout: float | None = None,
         download: bool = False,
@@ -99,6 +101,8 @@ class LLM:
         gpu_layers: layers on a GPU, -1 for all, by llama.cpp where its wheel can use one here; with
             engine="auto" and none, the model runs on the CPU and a note says so. None: what the
             backend does by itself.
+        mmproj: the file of the model's projector, with which llama.cpp takes images and sound in a
+            conversation (`chat.media`).
         api_key: what a remote server is shown; None: INSULA_REMOTE_API_KEY. timeout: seconds for
             which it may say nothing; None: 300.
         download: fetch a model that is not here yet; progress is told how far it is.
@@ -125,6 +129,7 @@ class LLM:
                 "cache_dir": cache_dir or None,
                 "cache_dir_bytes": cache_dir_bytes,
                 "gpu_layers": gpu_layers,
+                "mmproj": mmproj,
                 "api_key": api_key,
                 "timeout": timeout,
             }
@@ -168,6 +173,7 @@ class LLM:
                 cache_dir=None if cache_dir in (None, "") else folder(cache_dir, name="cache_dir"),
                 cache_dir_bytes=parse_size(cache_dir_bytes, name="cache_dir_bytes"),
                 gpu_layers=gpu_layers,
+                mmproj=None if mmproj is None else Path(mmproj).expanduser(),
             ),
         )
         self._take(loaded)

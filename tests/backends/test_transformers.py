@@ -82,19 +82,20 @@ def test_it_is_the_same_model_as_ours(folder: Path, gguf: Path) -> None:
         LLM(gguf, kv_type="f32") as ours,
         LLM(folder, engine="transformers", gpu_layers=0) as theirs,
     ):
-        ids = ours.tokenize(PROMPT)
-        assert theirs.tokenize(PROMPT) == ids
+        # With a begin token or without is the one thing that tokenizer files leave to readers.
+        ids = ours.tokenize(PROMPT, add_special=False)
+        assert theirs.tokenize(PROMPT, add_special=False) == ids
         assert theirs.detokenize(ids) == ours.detokenize(ids)
         np.testing.assert_allclose(theirs.logits(ids), ours.logits(ids), atol=2e-3)
-        assert theirs.perplexity(PROMPT) == pytest.approx(ours.perplexity(PROMPT), rel=1e-3)
+        assert theirs.perplexity(ids) == pytest.approx(ours.perplexity(ids), rel=1e-3)
         for options in (
             {"temperature": 0.0},
             {"temperature": 1.0, "seed": 3},
             {"temperature": 1.0, "seed": 4, "repeat_penalty": 1.3, "mirostat": 2},
             {"temperature": 0.0, "stop": ["e"]},
         ):
-            mine = ours.generate(PROMPT, max_tokens=16, logprobs=2, **options)
-            other = theirs.generate(PROMPT, max_tokens=16, logprobs=2, **options)
+            mine = ours.generate(ids, max_tokens=16, logprobs=2, **options)
+            other = theirs.generate(ids, max_tokens=16, logprobs=2, **options)
             assert (other.text, other.token_ids) == (mine.text, mine.token_ids)
             assert other.finish_reason == mine.finish_reason
             assert mine.logprobs is not None

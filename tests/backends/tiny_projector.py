@@ -77,7 +77,9 @@ def png(red: int, green: int, blue: int, side: int = SIDE) -> bytes:
     rows = (b"\0" + bytes((red, green, blue)) * side) * side
 
     def part(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     return (

@@ -74,6 +74,7 @@ class Options:
     cache_dir: where the prefix cache is kept for the next run, cache_dir_bytes at most.
     weights: memory, or mmap: mapped from a packed file below `home`.
     gpu_layers: layers on a GPU, -1 for all; None: the backend's default, 0: none.
+    mmproj: the model's projector, for images and sound.
     """
 
     n_ctx: int | None = None
@@ -91,6 +92,7 @@ class Options:
     weights: str = "memory"
     home: Path | None = None
     gpu_layers: int | None = None
+    mmproj: Path | None = None
 
     def plan(self, *, n_ctx_train: int, bytes_per_token: int, weights: int = 0) -> ContextPlan:
         return plan_context(
@@ -111,6 +113,10 @@ def load(path: Path, *, name: str, engine: str = "auto", options: Options) -> Lo
     """
     options = _checked(options)
     engine, reason, gpu_notes = _for_gpu(engine, options)
+    if options.mmproj is not None:
+        if engine == "auto":
+            engine, reason = "llamacpp", "mmproj was given, and native takes text alone"
+        require(engine, "vision")
     if engine != "llamacpp":
         from insula.models.load import open_model
 
@@ -354,6 +360,7 @@ def _llamacpp(
         threads=options.n_threads or int(_native.cpu_info()["threads"]),
         reason=choice.reason,
         gpu_layers=options.gpu_layers,
+        mmproj=options.mmproj,
     )
     info = ModelInfo(
         name=name,

@@ -390,7 +390,7 @@ def _failures(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, OSError, ImportError, AttributeError, TypeError) as error:
-        said = " ".join(str(error).split())[:300]
+        said = " ".join(str(error).split())
         if "trust_remote_code" in said:
             raise UnsupportedError(
                 f"the {NAME} backend cannot open {path}: the checkpoint brings code of its own, "
@@ -398,9 +398,11 @@ def _failures(path: Path) -> Iterator[None]:
                 backend=NAME,
             ) from None
         if isinstance(error, json.JSONDecodeError):
-            raise FormatError(f"{path}: a file of the checkpoint is not JSON: {said}") from error
+            raise FormatError(
+                f"{path}: a file of the checkpoint is not JSON: {said[:300]}"
+            ) from error
         raise UnsupportedError(
-            f"the {NAME} backend cannot open {path}: {said}", backend=NAME
+            f"the {NAME} backend cannot open {path}: {said[:300]}", backend=NAME
         ) from error
     except safetensors.SafetensorError as error:
         raise FormatError(f"{path}: {str(error)[:300]}") from error
