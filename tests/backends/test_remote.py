@@ -194,6 +194,14 @@ class TestAddresses:
             LLM("remote:http://192.0.2.1/v1#m")
         LLM(server.model).close()
 
+    def test_a_proxy_has_no_part_in_talking_to_this_machine(
+        self, server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        with LLM(server.model) as llm:
+            assert llm.generate("a", **PLAIN).report.completion_tokens > 0
+
     def test_for_the_remote_engine_alone(self, server: OpenAIServer, tiny_model: Any) -> None:
         with pytest.raises(ConfigError, match="remote engine alone"):
             LLM(server.model, engine="native")

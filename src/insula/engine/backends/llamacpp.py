@@ -368,7 +368,7 @@ def _check_context(metadata: dict[str, Any], n_ctx: int) -> None:
 
 
 def _check_projector(path: Path) -> None:
-    """Its structure goes through our reader first. Raises FormatError, NotFoundError, ConfigError."""
+    """Our reader sees its structure first. Raises FormatError, NotFoundError, ConfigError."""
     from insula.formats.gguf import GGUFFile
 
     with GGUFFile.open(path) as file:

@@ -104,6 +104,7 @@ class RemoteServer:
         try:
             self._client = httpx2.Client(
                 follow_redirects=False,
+                trust_env=not address.local,  # a proxy has no part in talking to this machine
                 timeout=httpx2.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout), pool=None),
                 limits=httpx2.Limits(max_connections=connections),
                 headers=headers,
