@@ -346,11 +346,8 @@ def _llamacpp(
         notes = (*notes, NO_DISK_CACHE.format(backend="llamacpp"))
     on_gpu = gpus() if options.gpu_layers != 0 else ()
     if on_gpu:
-        layers_there = (
-            "as many layers as fit"
-            if options.gpu_layers in (None, -1)
-            else (f"{options.gpu_layers} layers")
-        )
+        some = options.gpu_layers not in (None, -1)  # llama.cpp's default is all of them
+        layers_there = f"{options.gpu_layers} layers" if some else "all layers"
         notes = (*notes, f"{layers_there} on {', '.join(on_gpu)}")
     trained = summary.context_length or UNKNOWN_CONTEXT
     plan = options.plan(n_ctx_train=trained, bytes_per_token=per_token)
