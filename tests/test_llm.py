@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from golden import golden
 from insula import LLM, SamplingParams
 from insula.errors import (
     ConfigError,
@@ -515,3 +516,14 @@ def test_ids_may_come_from_an_iterator(shared_llm: LLM) -> None:
     assert (shared_llm.logits(iter(ids)) == shared_llm.logits(ids)).all()  # type: ignore[arg-type]
     assert shared_llm.perplexity(iter(ids)) == shared_llm.perplexity(ids)  # type: ignore[arg-type]
     assert shared_llm.detokenize(iter(ids)) == "the island"  # type: ignore[arg-type]
+
+
+def test_longrope_follows_the_context(tmp_path):
+    """The same file: by its short factors where the context is short, by the long ones beyond."""
+    for name, n_ctx in (("phi-short", 32), ("phi-long", 128)):
+        wanted = golden.load(name)
+        with LLM(wanted.write(tmp_path), n_ctx=n_ctx) as llm:
+            logits = llm.logits(wanted.ids.tolist())
+            np.testing.assert_allclose(logits, wanted.logits, rtol=0, atol=5e-2)
+            said = any("long contexts" in note for note in llm.model_info.notes)
+            assert said == (n_ctx > 32)

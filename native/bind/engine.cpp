@@ -1,10 +1,13 @@
 // Binds the engine: Model, and what the processor offers. Checks shapes; releases the GIL.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 
@@ -28,10 +31,8 @@ using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::c
 using Doubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 OpKind kind_of(const std::string &s) {
-  static constexpr const char *names[] = {"Embed", "Norm", "Linear", "Rope",  "Attention",
-                                          "Glu",   "Add",  "Scale",  "Logits"};
-  for (int i = 0; i < 9; ++i)
-    if (s == names[i])
+  for (int i = 0; i <= static_cast<int>(OpKind::Logits); ++i)
+    if (s == insula::op_name(static_cast<OpKind>(i)))
       return static_cast<OpKind>(i);
   throw std::invalid_argument("unknown op '" + s + "'");
 }
@@ -72,6 +73,24 @@ Op op_of(const nb::dict &d) {
       o.act = i();
     else if (k == "layer_norm")
       o.layer_norm = nb::cast<bool>(value);
+    else if (k == "lora")
+      o.lora = i();
+    else if (k == "up")
+      o.up = i();
+    else if (k == "up_bias")
+      o.up_bias = i();
+    else if (k == "down")
+      o.down = i();
+    else if (k == "down_bias")
+      o.down_bias = i();
+    else if (k == "experts")
+      o.experts = i();
+    else if (k == "used")
+      o.used = i();
+    else if (k == "among_used")
+      o.among_used = nb::cast<bool>(value);
+    else if (k == "causal")
+      o.causal = nb::cast<bool>(value);
     else if (k == "neox")
       o.neox = nb::cast<bool>(value);
     else if (k == "eps")
@@ -100,7 +119,7 @@ insula::KVType kv_type(const std::string &s) {
 using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 Logits step(Model &m, Ints tokens, Ints positions, Ints rows, std::vector<Ints> tables,
-            Ints logit_rows) {
+            Ints logit_rows, std::optional<Ints> adapters) {
   if (positions.shape(0) != tokens.shape(0) || rows.shape(0) != tokens.shape(0))
     throw std::invalid_argument("tokens, positions and rows differ in length");
   insula::Batch b;
@@ -109,6 +128,11 @@ Logits step(Model &m, Ints tokens, Ints positions, Ints rows, std::vector<Ints> 
   for (const Ints &t : tables) {
     b.tables.push_back(t.data());
     b.table_sizes.push_back(static_cast<int>(t.shape(0)));
+  }
+  if (adapters) {
+    if (adapters->shape(0) != tables.size())
+      throw std::invalid_argument("an adapter for each table is needed");
+    b.adapters = adapters->data();
   }
   b.logit_rows = logit_rows.data(), b.R = static_cast<int>(logit_rows.shape(0));
   const size_t R = logit_rows.shape(0), V = static_cast<size_t>(m.n_vocab());
@@ -176,6 +200,8 @@ void bind_engine(nb::module_ &m) {
           nb::keep_alive<1, 5>(), "Weights that lie packed already; they are not copied.")
       .def("add_vector",
            [](Model &self, Floats v) { return self.add_vector(v.data(), v.shape(0)); })
+      .def("add_lora", &Model::add_lora, nb::arg("factors"),
+           "What an op Lora adds: of each adapter two weights, [r, in] and [out, r], or -1.")
       .def("add_freqs", [](Model &self, Doubles v) { return self.add_freqs(v.data(), v.shape(0)); })
       .def(
           "set_program",
@@ -200,7 +226,7 @@ void bind_engine(nb::module_ &m) {
           },
           nb::arg("n_pages"), nb::arg("kv_type"), nb::arg("max_rows"))
       .def("step", &step, nb::arg("tokens"), nb::arg("positions"), nb::arg("rows"),
-           nb::arg("tables"), nb::arg("logit_rows"),
+           nb::arg("tables"), nb::arg("logit_rows"), nb::arg("adapters") = nb::none(),
            "One forward pass: float32 [len(logit_rows), n_vocab].")
       .def("copy_page", &Model::copy_page, nb::arg("src"), nb::arg("dst"))
       .def("populate", &Model::populate, nb::arg("pages"), nb::call_guard<nb::gil_scoped_release>(),

@@ -8,22 +8,44 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace insula {
 
-enum class OpKind : uint8_t { Embed, Norm, Linear, Rope, Attention, Glu, Add, Scale, Logits };
+enum class OpKind : uint8_t {
+  Embed,
+  Positions,
+  Norm,
+  Linear,
+  Lora,
+  Rope,
+  Attention,
+  Act,
+  Glu,
+  Experts,
+  Add,
+  Scale,
+  Logits
+};
 
-// One op of models/graph.py. Buffers, weights, vectors and frequency tables are indices; -1: none.
+// One op of ops/graph.py. Buffers, weights, vectors and frequency tables are indices; -1: none.
 struct Op {
   OpKind kind = OpKind::Embed;
   int dst = -1, src = -1, k = -1, v = -1; // Glu: src gate, k up. Attention: src q. Rope: dst
   int weight = -1, bias = -1;             // Norm: both vectors; Linear: weight, and bias a vector
+                                          // Attention: bias the sinks
+  // Experts: k the scores; weight and bias the gates', all experts' rows one after the other.
+  int lora = -1; // Lora: what add_lora returned
+  int up = -1, up_bias = -1, down = -1, down_bias = -1, experts = 0, used = 0;
   int heads = 1, kv_heads = 1, head_dim = 0, slot = -1, window = 0;
   int freqs = -1, act = 0;
-  bool layer_norm = false, neox = false;
+  bool layer_norm = false, neox = false, causal = true;
+  bool among_used = true; // Experts: their weights add up to 1
   float eps = 0, scale = 1, softcap = 0, mscale = 1;
 };
+
+const char *op_name(OpKind kind);
 
 // How pages hold keys and values. I8: blocks of 32 dimensions of a position share a float16 scale.
 enum class KVType : uint8_t { F16, F32, I8 };
@@ -39,6 +61,7 @@ struct Batch {
   int T = 0;
   std::vector<const int32_t *> tables; // page ids of each sequence
   std::vector<int> table_sizes;
+  const int32_t *adapters = nullptr;   // of each sequence, -1: none; or null: of nobody
   const int32_t *logit_rows = nullptr; // R: indices into T
   int R = 0;
 };
@@ -60,6 +83,8 @@ public:
   void pack(int type, int rows, int cols, const uint8_t *data, size_t bytes, bool drop,
             uint8_t *out);
   int add_packed(int type, int rows, int cols, const uint8_t *data, size_t bytes);
+  // For an op Lora: the factors (weights [r, in] and [out, r]) of each adapter, -1: it has none.
+  int add_lora(std::vector<std::pair<int, int>> factors);
   int add_vector(const float *data, size_t n);
   int add_freqs(const double *data, size_t n);
   // Checks every index and width, then fuses what it knows. Called once.

@@ -48,10 +48,30 @@ inline V::F sigmoid_v(V::F x) {
   return V::div(one, V::add(one, exp_v(V::sub(V::set1(0.0f), x))));
 }
 
-// gelu's tanh form is x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
+// erf(x) for x >= 0, off by at most 1.5e-7: Abramowitz and Stegun, 7.1.26.
+inline V::F erf_v(V::F x) {
+  const V::F one = V::set1(1.0f);
+  const V::F t = V::div(one, V::fma(V::set1(0.3275911f), x, one));
+  V::F p = V::set1(1.061405429f);
+  p = V::fma(p, t, V::set1(-1.453152027f));
+  p = V::fma(p, t, V::set1(1.421413741f));
+  p = V::fma(p, t, V::set1(-0.284496736f));
+  p = V::fma(p, t, V::set1(0.254829592f));
+  const V::F e = exp_v(V::sub(V::set1(0.0f), V::mul(x, x)));
+  return V::sub(one, V::mul(V::mul(p, t), e));
+}
+
+// gelu is (x + |x| erf(|x| / sqrt 2)) / 2; its tanh form is x * sigmoid(2u), u = sqrt(2/pi) (x +
+// 0.044715 x^3).
 inline V::F act_v(V::F x, int act) {
   if (act == 0)
     return V::mul(x, sigmoid_v(x));
+  if (act == 2) {
+    const V::F a = V::abs(x);
+    return V::mul(V::set1(0.5f), V::fma(a, erf_v(V::mul(a, V::set1(0.70710678118654752f))), x));
+  }
+  if (act == 3)
+    return V::max(x, V::set1(0.0f));
   V::F x3 = V::mul(V::mul(x, x), x);
   V::F u = V::fma(V::set1(0.044715f), x3, x);
   return V::mul(x, sigmoid_v(V::mul(V::set1(1.5957691216057308f), u)));
@@ -82,7 +102,24 @@ inline void store_n(float *p, V::F v, int n) {
     p[i] = t[i];
 }
 
+void act(const float *x, size_t n, int kind, float *y) {
+  each(n, [&](size_t i, int c) { store_n(y + i, act_v(load_n(x + i, c), kind), c); });
+}
+
+// gpt-oss's gate (its model card and reference code): g sigmoid(1.702 g) (u + 1), g at most 7, u
+// within 7 of 0.
+inline V::F clamped_swiglu(V::F g, V::F u) {
+  const V::F top = V::set1(7.0f), one = V::set1(1.0f);
+  g = V::min(g, top);
+  u = V::max(V::min(u, top), V::set1(-7.0f));
+  return V::mul(V::mul(g, sigmoid_v(V::mul(V::set1(1.702f), g))), V::add(u, one));
+}
+
 void glu(const float *gate, const float *up, size_t n, int act, float *y) {
+  if (act == 4)
+    return each(n, [&](size_t i, int c) {
+      store_n(y + i, clamped_swiglu(load_n(gate + i, c), load_n(up + i, c)), c);
+    });
   each(n, [&](size_t i, int c) {
     store_n(y + i, V::mul(act_v(load_n(gate + i, c), act), load_n(up + i, c)), c);
   });

@@ -89,8 +89,9 @@ struct KernelTable {
                         uint32_t *sums);
   void (*rms_norm)(const float *x, const float *w, size_t n, float eps, float *y);
   void (*layer_norm)(const float *x, const float *w, const float *b, size_t n, float eps, float *y);
-  void (*glu)(const float *gate, const float *up, size_t n, int act,
-              float *y); // 0 silu 1 gelu_tanh
+  // act: 0 silu, 1 gelu by tanh, 2 gelu, 3 relu; of glu alone: 4 gpt-oss's clamped swiglu
+  void (*act)(const float *x, size_t n, int act, float *y);
+  void (*glu)(const float *gate, const float *up, size_t n, int act, float *y);
   void (*softcap)(float *x, size_t n, float cap);
   void (*store_kv)(const float *k, const float *v, int head_dim, int slot_in_page, KVType type,
                    uint8_t *page);

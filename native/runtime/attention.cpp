@@ -118,6 +118,14 @@ int Executor::first_chunk(const Op &a, int row) const {
   return a.window ? std::max(0, b_->positions[row] - a.window + 1) / kAttnChunk : 0;
 }
 
+// How many positions a row sees, counted from the sequence's first one.
+int Executor::sees(const Op &a, int row) const {
+  if (!a.causal)
+    while (row + 1 < b_->T && b_->rows[row + 1] == b_->rows[row])
+      ++row;
+  return b_->positions[row] + 1;
+}
+
 // States of `n` rows against one chunk of one KV head, in the thread's m2, l2 and o2. The rows have
 // the chunk's pages in common.
 void Executor::chunk(const Op &a, int thread, const int *rows, int n, int head, int chunk) {
@@ -126,14 +134,14 @@ void Executor::chunk(const Op &a, int thread, const int *rows, int n, int head, 
   const float *q[kQueries];
   int lo[kQueries], hi[kQueries], last = 0;
   for (int r = 0; r < n; ++r)
-    last = std::max(last, b_->positions[rows[r]]);
-  const int len = std::min(kAttnChunk, last + 1 - base);
+    last = std::max(last, sees(a, rows[r]));
+  const int len = std::min(kAttnChunk, last - base);
   for (int r = 0; r < n; ++r) {
     const int pos = b_->positions[rows[r]], from = a.window ? pos - a.window + 1 : 0;
     for (int g = 0; g < G; ++g) {
       q[r * G + g] = s_.row(a.src, rows[r]) + static_cast<size_t>((head * G + g) * a.head_dim);
       lo[r * G + g] = std::clamp(from - base, 0, len);
-      hi[r * G + g] = std::clamp(pos + 1 - base, 0, len);
+      hi[r * G + g] = std::clamp(sees(a, rows[r]) - base, 0, len);
     }
   }
   const int32_t *table = b_->tables[static_cast<size_t>(b_->rows[rows[0]])];
@@ -212,7 +220,7 @@ void Executor::attend(const Op &a, int thread, const Span &s, int row0, int n, i
     rows[r] = row0 + r;
   for (int i = 0; i < n * G; ++i)
     m[i] = -INFINITY, l[i] = 0;
-  const int last = b_->positions[row0 + n - 1] / kAttnChunk;
+  const int last = (sees(a, row0 + n - 1) - 1) / kAttnChunk;
   for (int c = first_chunk(a, row0); c <= last; ++c) {
     if (c < kept) {
       for (int i = 0; i < n * G; ++i) {
@@ -230,6 +238,14 @@ void Executor::attend(const Op &a, int thread, const Span &s, int row0, int n, i
     for (int i = 0; i < n * G; ++i)
       s_.kernels->attn_merge(m + i, l + i, o + i * hp, m2 + i, l2 + i, o2 + i * hp, a.head_dim);
   }
+  if (a.bias >= 0) { // a sink is one more position, with a score of its own and no value
+    const float *sinks = s_.vectors[static_cast<size_t>(a.bias)].data() + head * G;
+    float *none = t.o2.as<float>();
+    std::fill_n(none, hp, 0.0f);
+    const float one = 1;
+    for (int i = 0; i < n * G; ++i)
+      s_.kernels->attn_merge(m + i, l + i, o + i * hp, sinks + i % G, &one, none, a.head_dim);
+  }
   for (int i = 0; i < n * G; ++i)
     s_.kernels->attn_finish(l + i, o + i * hp, a.head_dim,
                             s_.row(a.dst, row0 + i / G) +
@@ -242,7 +258,7 @@ void Executor::attention_phase(const Phase &p, int thread, Claims *c) {
   const bool apart = split_ || !groups_.empty(); // some chunks have tasks of their own
   auto prepare = [&](int row, int head) {
     for (const Op &o : p.ops)
-      o.dst == a.src ? row_op(o, row, head * G, G) : row_op(o, row, head, 1);
+      o.dst == a.src ? row_op(o, thread, row, head * G, G) : row_op(o, thread, row, head, 1);
     store_head(a, row, head);
   };
   if (static_cast<int>(spans_.size()) == T && p.per_head && !apart) {
@@ -258,7 +274,7 @@ void Executor::attention_phase(const Phase &p, int thread, Claims *c) {
   } else {
     for (int r; (r = c[0].claim(1)) < T;) {
       for (const Op &o : p.ops)
-        row_op(o, r, 0, o.heads);
+        row_op(o, thread, r, 0, o.heads);
       for (int h = 0; h < heads; ++h)
         store_head(a, r, h);
     }

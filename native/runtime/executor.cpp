@@ -8,7 +8,7 @@ namespace insula {
 namespace {
 
 constexpr int kPrivateRows = 2; // up to here each thread prepares a product's input by itself
-constexpr int kClaimsPerPhase = 4;
+constexpr int kClaimsPerPhase = 6;
 constexpr int kAheadRows = 8; // up to here a step waits for memory, not for cores:
 constexpr size_t kAheadBytes = size_t{1} << 17; // who waits at a barrier reads the next weights
 
@@ -35,6 +35,15 @@ Executor::Executor(State &state, ThreadPool &pool) : s_(state), pool_(pool) {
     c->m2 = Buffer(kQueries * 4), c->l2 = Buffer(kQueries * 4), c->o2 = Buffer(kQueries * hp * 4);
     scratch_.push_back(std::move(c));
   }
+  for (const Phase &p : s_.phases)
+    if (p.kind == Phase::Experts) {
+      if (!mixture_)
+        mixture_ = std::make_unique<Mixture>();
+      const Op &e = p.experts;
+      const size_t ff = s_.weights[static_cast<size_t>(e.down)].cols;
+      mixture_->fit(s_.max_rows, e.used, e.experts, ff,
+                    static_cast<size_t>(s_.widths[static_cast<size_t>(e.dst)]), k);
+    }
   claims_ = std::vector<Claims>(s_.phases.size() * kClaimsPerPhase + 1);
   for (const Phase &p : s_.phases)
     panels_.emplace_back(pool_.size(), p.panels);
@@ -74,9 +83,11 @@ void Executor::run(int thread) {
     const Phase &p = s_.phases[i];
     Claims *c = &claims_[i * kClaimsPerPhase];
     if (p.kind == Phase::Rows)
-      rows_phase(p, c[0]);
+      rows_phase(p, thread, c[0]);
     else if (p.kind == Phase::Matmul)
       matmul_phase(p, thread, c, panels_[i]);
+    else if (p.kind == Phase::Experts)
+      experts_phase(p, thread, c);
     else
       attention_phase(p, thread, c);
     const uint8_t *ahead = b_->T <= kAheadRows ? next_weights(i + 1, thread) : nullptr;
@@ -116,7 +127,7 @@ void Executor::rope_tables(int row) {
   }
 }
 
-void Executor::row_op(const Op &o, int row, int head0, int heads) {
+void Executor::row_op(const Op &o, int thread, int row, int head0, int heads) {
   const KernelTable &k = *s_.kernels;
   switch (o.kind) {
   case OpKind::Embed: {
@@ -128,6 +139,16 @@ void Executor::row_op(const Op &o, int row, int head0, int heads) {
     if (o.scale != 1.0f)
       for (size_t i = 0; i < w.cols; ++i)
         y[i] *= o.scale;
+    break;
+  }
+  case OpKind::Positions: {
+    const Weight &w = s_.weights[static_cast<size_t>(o.weight)];
+    const int at = b_->positions[row];
+    float *x = scratch_[static_cast<size_t>(thread)]->norm.as<float>(), *y = s_.row(o.dst, row);
+    unpack_row(w.layout, w.data + static_cast<size_t>(at / kPanel) * panel_bytes(w.layout, w.cols),
+               at % kPanel, w.cols, x);
+    for (size_t i = 0; i < w.cols; ++i)
+      y[i] += x[i];
     break;
   }
   case OpKind::Norm: {
@@ -144,6 +165,9 @@ void Executor::row_op(const Op &o, int row, int head0, int heads) {
     }
     break;
   }
+  case OpKind::Lora:
+    lora(o, thread, row);
+    break;
   case OpKind::Rope: {
     const size_t f = static_cast<size_t>(o.freqs), P = s_.freqs[f].size();
     const float *t = s_.rope[f].as<float>() + static_cast<size_t>(row) * P * 2;
@@ -160,6 +184,10 @@ void Executor::row_op(const Op &o, int row, int head0, int heads) {
     }
     break;
   }
+  case OpKind::Act:
+    k.act(s_.row(o.src, row), static_cast<size_t>(s_.widths[static_cast<size_t>(o.dst)]), o.act,
+          s_.row(o.dst, row));
+    break;
   case OpKind::Glu:
     k.glu(s_.row(o.src, row), s_.row(o.k, row),
           static_cast<size_t>(s_.widths[static_cast<size_t>(o.dst)]), o.act, s_.row(o.dst, row));
@@ -184,27 +212,49 @@ void Executor::row_op(const Op &o, int row, int head0, int heads) {
   }
 }
 
-void Executor::rows_phase(const Phase &p, Claims &c) {
-  for (int r; (r = c.claim(1)) < b_->T;)
-    for (const Op &o : p.ops)
-      row_op(o, r, 0, o.heads);
+// y += B (A x), in floats, by the kernels of float weights; a row alone is already in their form.
+void Executor::lora(const Op &o, int thread, int row) {
+  const int adapter = b_->adapters ? b_->adapters[b_->rows[row]] : -1;
+  if (adapter < 0)
+    return;
+  const auto [down, up] = s_.loras[static_cast<size_t>(o.lora)][static_cast<size_t>(adapter)];
+  if (down < 0)
+    return;
+  float *between = scratch_[static_cast<size_t>(thread)]->norm.as<float>();
+  auto multiply = [&](int weight, const float *x, float *y, bool add) {
+    const Weight &w = s_.weights[static_cast<size_t>(weight)];
+    ActSet set{};
+    set.R = 1, set.f32.f = x;
+    MatJob j{};
+    j.layout = w.layout, j.w = w.data, j.columns = w.rows, j.K = w.cols;
+    j.panels = (w.rows + kPanel - 1) / kPanel;
+    j.acts = &set, j.rows = 1, j.dst = y, j.add = add;
+    s_.kernels->matmul(j);
+  };
+  multiply(down, s_.row(o.src, row), between, false);
+  multiply(up, between, s_.row(o.dst, row), true);
 }
 
-// Row x into place `at` of the input's tiles, in every form that this phase's weights need.
-void Executor::place_row(const Phase &p, const float *x, const ActSet &set, int at) {
-  const size_t k = static_cast<size_t>(s_.widths[static_cast<size_t>(p.mats[0].src)]);
+void Executor::rows_phase(const Phase &p, int thread, Claims &c) {
+  for (int r; (r = c.claim(1)) < b_->T;)
+    for (const Op &o : p.ops)
+      row_op(o, thread, r, 0, o.heads);
+}
+
+// Row x of k values into place `at` of the input's tiles, in every form that is needed.
+void Executor::place_row(const Forms &forms, const float *x, size_t k, const ActSet &set, int at) {
   const size_t t = static_cast<size_t>(at / set.R);
   auto words = [&](const uint32_t *q, size_t tile) { return const_cast<uint32_t *>(q) + t * tile; };
   auto floats = [&](const float *d, size_t tile) { return const_cast<float *>(d) + t * tile; };
   const Acts &a = set.a32, &b = set.a256, &f = set.f32;
   const int row = at % set.R;
-  if (p.a32)
+  if (forms.a32)
     s_.kernels->quantize_a32(x, k, set.R, row, words(a.q, a.q_tile), floats(a.d, a.d_tile),
                              words(a.sums, a.sums_tile));
-  if (p.a256)
+  if (forms.a256)
     s_.kernels->quantize_a256(x, k, set.R, row, words(b.q, b.q_tile), floats(b.d, b.d_tile),
                               words(b.sums, b.sums_tile));
-  if (p.f32) {
+  if (forms.f32) {
     float *y = floats(f.f, f.f_tile) + row;
     for (size_t i = 0; i < k; ++i)
       y[i * static_cast<size_t>(set.R)] = x[i];
@@ -241,7 +291,7 @@ void Executor::matmul_phase(const Phase &p, int thread, Claims *c, Shares &panel
       normed(r, y);
       x = y;
     }
-    place_row(p, x, set, i);
+    place_row(p.forms, x, k, set, i);
   }
   if (!own)
     pool_.barrier();

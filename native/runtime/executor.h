@@ -16,6 +16,7 @@ struct State {
   std::vector<Weight> weights;
   std::vector<std::vector<float>> vectors;
   std::vector<std::vector<double>> freqs;
+  std::vector<Lora> loras;
   std::vector<int> widths;
   std::vector<Slot> slots;
   std::vector<Phase> phases;
@@ -50,6 +51,7 @@ public:
 private:
   struct Inputs;  // a product's input rows, in the forms that kernels take
   struct Scratch; // what one thread needs for itself
+  struct Mixture; // the experts that a step's rows use
   struct Span {   // consecutive tokens of one sequence
     int first, count, table;
     int shared = 0; // leading chunks of its context that others in the batch read too
@@ -60,18 +62,24 @@ private:
   };
 
   void run(int thread);
-  void row_op(const Op &o, int row, int head0, int heads);
+  void row_op(const Op &o, int thread, int row, int head0, int heads);
   void rope_tables(int row);
-  void rows_phase(const Phase &p, Claims &c);
+  void lora(const Op &o, int thread, int row);
+  void rows_phase(const Phase &p, int thread, Claims &c);
   void matmul_phase(const Phase &p, int thread, Claims *c, Shares &panels);
   const uint8_t *next_weights(size_t phase, int thread) const;
-  void place_row(const Phase &p, const float *x, const ActSet &set, int at);
+  void place_row(const Forms &forms, const float *x, size_t k, const ActSet &set, int at);
+  // Experts, in experts.cpp.
+  void choose(const Op &e, int row);
+  void group(const Op &e);
+  void experts_phase(const Phase &p, int thread, Claims *c);
   // Attention, in attention.cpp.
   void plan_attention();
   void share(std::vector<int> spans, int limit);
   void attention_phase(const Phase &p, int thread, Claims *c);
   void store_head(const Op &a, int row, int head);
   int first_chunk(const Op &a, int row) const;
+  int sees(const Op &a, int row) const;
   void chunk(const Op &a, int thread, const int *rows, int n, int head, int chunk);
   float *partial(const Op &a, int slot, int chunk, int head);
   void keep_partial(const Op &a, int thread, int slot, int at, int chunk, int head);
@@ -93,6 +101,7 @@ private:
   std::vector<Shares> panels_; // per phase, the panels of its products
   std::vector<std::unique_ptr<Scratch>> scratch_;
   std::unique_ptr<Inputs> shared_;
+  std::unique_ptr<Mixture> mixture_;
   size_t max_k_ = 0;
   std::vector<float> partial_; // states of chunks that had a task of their own
 };

@@ -135,6 +135,11 @@ int Model::add_packed(int type, int rows, int cols, const uint8_t *data, size_t 
   return static_cast<int>(impl_->s.weights.size()) - 1;
 }
 
+int Model::add_lora(std::vector<std::pair<int, int>> factors) {
+  impl_->s.loras.push_back(std::move(factors));
+  return static_cast<int>(impl_->s.loras.size()) - 1;
+}
+
 int Model::add_vector(const float *data, size_t n) {
   impl_->s.vectors.emplace_back(data, data + n);
   return static_cast<int>(impl_->s.vectors.size()) - 1;
@@ -156,7 +161,7 @@ void Model::set_program(std::vector<Op> ops, std::vector<int> widths, std::vecto
   for (const Op &o : ops)
     if (o.kind == OpKind::Attention && o.heads / std::max(1, o.kv_heads) > 32)
       fail("more than 32 query heads share a kv head");
-  s.phases = compile(ops, widths, slots, s.weights, s.vectors, s.freqs);
+  s.phases = compile(ops, widths, slots, s.weights, s.vectors, s.freqs, s.loras);
   s.widths = std::move(widths);
   s.slots = std::move(slots);
   s.n_vocab = s.weights[static_cast<size_t>(ops.back().weight)].rows;
@@ -193,11 +198,20 @@ void Model::step(const Batch &b, float *logits) {
     fail("a step takes 1 to " + std::to_string(s.max_rows) + " tokens, not " + std::to_string(b.T));
   if (b.R < 0 || b.R > b.T)
     fail("more logit rows than tokens");
-  int vocab = 1 << 30;
+  int vocab = 1 << 30, places = 1 << 30;
   for (const Phase &p : s.phases)
-    for (const Op &o : p.ops)
+    for (const Op &o : p.ops) {
       if (o.kind == OpKind::Embed)
         vocab = std::min(vocab, s.weights[static_cast<size_t>(o.weight)].rows);
+      if (o.kind == OpKind::Positions)
+        places = std::min(places, s.weights[static_cast<size_t>(o.weight)].rows);
+    }
+  size_t adapters = 0;
+  for (const Lora &l : s.loras)
+    adapters = std::max(adapters, l.size());
+  for (size_t i = 0; b.adapters && i < b.tables.size(); ++i)
+    if (b.adapters[i] < -1 || b.adapters[i] >= static_cast<int>(adapters))
+      fail("adapter " + std::to_string(b.adapters[i]) + " is not loaded");
   std::vector<char> seen(b.tables.size());
   for (int t = 0; t < b.T; ++t) {
     if (b.tokens[t] < 0 || b.tokens[t] >= vocab)
@@ -209,6 +223,8 @@ void Model::step(const Batch &b, float *logits) {
     const size_t ur = static_cast<size_t>(r);
     if (pos < 0 || pos / kPageTokens >= b.table_sizes[ur])
       fail("a position has no page");
+    if (pos >= places)
+      fail("position " + std::to_string(pos) + " of a model that knows " + std::to_string(places));
     if (t > 0 && b.rows[t - 1] == r) {
       if (pos != b.positions[t - 1] + 1)
         fail("positions of a sequence must follow one another");

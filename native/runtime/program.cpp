@@ -4,22 +4,29 @@
 #include <string>
 
 namespace insula {
-namespace {
 
-const char *name(OpKind k) {
+const char *op_name(OpKind k) {
   switch (k) {
   case OpKind::Embed:
     return "Embed";
+  case OpKind::Positions:
+    return "Positions";
   case OpKind::Norm:
     return "Norm";
   case OpKind::Linear:
     return "Linear";
+  case OpKind::Lora:
+    return "Lora";
   case OpKind::Rope:
     return "Rope";
   case OpKind::Attention:
     return "Attention";
+  case OpKind::Act:
+    return "Act";
   case OpKind::Glu:
     return "Glu";
+  case OpKind::Experts:
+    return "Experts";
   case OpKind::Add:
     return "Add";
   case OpKind::Scale:
@@ -30,17 +37,22 @@ const char *name(OpKind k) {
   return "?";
 }
 
+namespace {
+
+constexpr int kMaxExperts = 1 << 12;
+
 struct Checker {
   const std::vector<int> &widths;
   const std::vector<Slot> &slots;
   const std::vector<Weight> &weights;
   const std::vector<std::vector<float>> &vectors;
   const std::vector<std::vector<double>> &freqs;
+  const std::vector<Lora> &loras;
   size_t at = 0;
   OpKind kind = OpKind::Embed;
 
   [[noreturn]] void fail(const std::string &what) const {
-    throw std::invalid_argument("op " + std::to_string(at) + " (" + name(kind) + "): " + what);
+    throw std::invalid_argument("op " + std::to_string(at) + " (" + op_name(kind) + "): " + what);
   }
   void need(bool ok, const char *what) const {
     if (!ok)
@@ -66,10 +78,29 @@ struct Checker {
            std::to_string(n) + " is needed");
   }
 
+  void check_experts(const Op &o) {
+    need(o.experts > 0 && o.experts <= kMaxExperts && width(o.k) == o.experts,
+         "the scores do not fit the experts");
+    need(o.used > 0 && o.used <= o.experts && o.used <= kMaxUsed, "wrong number of experts used");
+    need(o.dst != o.src && o.dst != o.k, "dst is also an input");
+    const Weight &gate = weight(o.weight), &up = weight(o.up), &down = weight(o.down);
+    const int ff = gate.rows / o.experts, out = width(o.dst);
+    need(static_cast<int>(gate.cols) == width(o.src) && up.cols == gate.cols &&
+             gate.rows == ff * o.experts && up.rows == gate.rows,
+         "gate and up have other shapes");
+    need(static_cast<int>(down.cols) == ff && down.rows == out * o.experts,
+         "down has another shape");
+    need(ff % kPanel == 0 && out % kPanel == 0,
+         "an expert's rows are not a multiple of 16 (its panels would be shared)");
+    vector(o.bias, gate.rows, true), vector(o.up_bias, up.rows, true);
+    vector(o.down_bias, down.rows, true);
+  }
+
   void check(const Op &o, size_t index) {
     at = index, kind = o.kind;
     switch (o.kind) {
     case OpKind::Embed:
+    case OpKind::Positions:
       need(static_cast<int>(weight(o.weight).cols) == width(o.dst), "widths differ");
       break;
     case OpKind::Norm:
@@ -83,6 +114,21 @@ struct Checker {
       need(static_cast<int>(weight(o.weight).cols) == width(o.src), "input width differs");
       need(weight(o.weight).rows == width(o.dst), "output width differs");
       vector(o.bias, width(o.dst), true);
+      break;
+    case OpKind::Lora:
+      need(o.dst != o.src, "dst and src are one buffer");
+      need(o.lora >= 0 && o.lora < static_cast<int>(loras.size()), "no such adapters");
+      need(loras[static_cast<size_t>(o.lora)].size() == loras[0].size(), "an adapter is missing");
+      for (const auto &[down, up] : loras[static_cast<size_t>(o.lora)]) {
+        if (down < 0)
+          continue;
+        need(static_cast<int>(weight(down).cols) == width(o.src), "input width differs");
+        need(weight(up).rows == width(o.dst), "output width differs");
+        need(static_cast<int>(weight(up).cols) == weight(down).rows, "the ranks differ");
+        need(info(weight(down).layout).act == ActForm::F32 &&
+                 info(weight(up).layout).act == ActForm::F32,
+             "an adapter's factors are not floats");
+      }
       break;
     case OpKind::Rope:
       need(o.freqs >= 0 && o.freqs < static_cast<int>(freqs.size()), "no such frequencies");
@@ -100,14 +146,19 @@ struct Checker {
       need(width(o.k) == o.kv_heads * o.head_dim && width(o.v) == width(o.k),
            "k and v need kv_heads * head_dim");
       need(o.window >= 0, "negative window");
+      vector(o.bias, o.heads, true);
       need(o.dst != o.k && o.dst != o.v, "dst is also k or v");
       break;
     }
     case OpKind::Glu:
       need(width(o.dst) == width(o.src) && width(o.dst) == width(o.k), "widths differ");
       break;
+    case OpKind::Act:
     case OpKind::Add:
       need(width(o.dst) == width(o.src), "widths differ");
+      break;
+    case OpKind::Experts:
+      check_experts(o);
       break;
     case OpKind::Scale:
       width(o.dst);
@@ -125,22 +176,27 @@ bool reads(const Op &o, int b) {
     return false;
   case OpKind::Norm:
   case OpKind::Linear:
+  case OpKind::Act:
   case OpKind::Logits:
     return o.src == b;
+  case OpKind::Positions:
   case OpKind::Rope:
   case OpKind::Scale:
     return o.dst == b;
   case OpKind::Attention:
     return o.src == b || o.k == b || o.v == b;
   case OpKind::Glu:
+  case OpKind::Experts:
     return o.src == b || o.k == b;
+  case OpKind::Lora:
   case OpKind::Add:
     return o.src == b || o.dst == b;
   }
   return true;
 }
 bool overwrites(const Op &o, int b) {
-  return o.dst == b && o.kind != OpKind::Add && o.kind != OpKind::Rope && o.kind != OpKind::Scale;
+  return o.dst == b && o.kind != OpKind::Positions && o.kind != OpKind::Lora &&
+         o.kind != OpKind::Add && o.kind != OpKind::Rope && o.kind != OpKind::Scale;
 }
 
 // Whether the value of `b` is never read from op `from` on.
@@ -155,8 +211,8 @@ bool dead(const std::vector<Op> &ops, size_t from, int b) {
 }
 
 bool row_wise(OpKind k) {
-  return k == OpKind::Embed || k == OpKind::Norm || k == OpKind::Rope || k == OpKind::Glu ||
-         k == OpKind::Add || k == OpKind::Scale;
+  return k != OpKind::Linear && k != OpKind::Attention && k != OpKind::Experts &&
+         k != OpKind::Logits;
 }
 
 // Whether op i is a norm that belongs to the product after it.
@@ -173,8 +229,9 @@ bool feeds_product(const std::vector<Op> &ops, size_t i) {
 std::vector<Phase> compile(const std::vector<Op> &ops, const std::vector<int> &widths,
                            const std::vector<Slot> &slots, const std::vector<Weight> &weights,
                            const std::vector<std::vector<float>> &vectors,
-                           const std::vector<std::vector<double>> &freqs) {
-  Checker c{widths, slots, weights, vectors, freqs};
+                           const std::vector<std::vector<double>> &freqs,
+                           const std::vector<Lora> &loras) {
+  Checker c{widths, slots, weights, vectors, freqs, loras};
   for (size_t i = 0; i < ops.size(); ++i)
     c.check(ops[i], i);
   if (ops.empty() || ops.back().kind != OpKind::Logits)
@@ -236,15 +293,23 @@ std::vector<Phase> compile(const std::vector<Op> &ops, const std::vector<int> &w
       }
       for (const Op &m : p.mats) {
         const Weight &w = weights[static_cast<size_t>(m.weight)];
-        const ActForm f = info(w.layout).act;
-        p.a32 |= f == ActForm::A32;
-        p.a256 |= f == ActForm::A256;
-        p.f32 |= f == ActForm::F32;
+        p.forms.need(w.layout);
         p.panels += (w.rows + kPanel - 1) / kPanel;
       }
       if (p.glu)
         p.panels /= 2;
       out.push_back(std::move(p));
+      continue;
+    }
+    if (o.kind == OpKind::Experts) {
+      Phase p;
+      p.kind = Phase::Experts;
+      p.experts = o;
+      p.forms.need(c.weight(o.weight).layout);
+      p.forms.need(c.weight(o.up).layout);
+      p.down_forms.need(c.weight(o.down).layout);
+      out.push_back(std::move(p));
+      ++i;
       continue;
     }
     Phase p;
@@ -266,7 +331,8 @@ std::vector<Phase> compile(const std::vector<Op> &ops, const std::vector<int> &w
       }
       ++i;
     }
-    out.push_back(std::move(p));
+    if (!p.ops.empty() || p.kind == Phase::Attention)
+      out.push_back(std::move(p));
   }
   return out;
 }

@@ -9,14 +9,27 @@ inline constexpr int kQueries = 32; // query vectors of one attention task
 // One set of activation buffers: room for `rows` rows of up to k values, whatever the tile.
 struct ActBuffers {
   Buffer q32, q256, d32, d256, s32, s256, f;
-  ActSet set(int R, size_t k) const {
-    const size_t r = static_cast<size_t>(R);
+  // Tiles of R rows that stand from row `at` on; a multiple of R rows belongs to them.
+  ActSet set(int R, size_t k, size_t at = 0) const {
+    const size_t r = static_cast<size_t>(R), b32 = k / 32, b256 = k / 256, s = b256 * kSums256;
     ActSet a{};
-    a.a32 = {q32.as<uint32_t>(), d32.as<float>(), s32.as<uint32_t>(), nullptr,
-             k / 4 * r,          k / 32 * r,      k / 32 * r,         0};
-    a.a256 = {q256.as<uint32_t>(), d256.as<float>(), s256.as<uint32_t>(),    nullptr,
-              k / 4 * r,           k / 256 * r,      k / 256 * kSums256 * r, 0};
-    a.f32 = {nullptr, nullptr, nullptr, f.as<float>(), 0, 0, 0, k * r};
+    a.a32 = {q32.as<uint32_t>() + at * (k / 4),
+             d32.as<float>() + at * b32,
+             s32.as<uint32_t>() + at * b32,
+             nullptr,
+             k / 4 * r,
+             b32 * r,
+             b32 * r,
+             0};
+    a.a256 = {q256.as<uint32_t>() + at * (k / 4),
+              d256.as<float>() + at * b256,
+              s256.as<uint32_t>() + at * s,
+              nullptr,
+              k / 4 * r,
+              b256 * r,
+              s * r,
+              0};
+    a.f32 = {nullptr, nullptr, nullptr, f.as<float>() + at * k, 0, 0, 0, k * r};
     a.R = R;
     return a;
   }
@@ -34,6 +47,28 @@ struct Executor::Scratch {
   Inputs inputs;
   Buffer norm, scores, m, l, o, m2, l2, o2, wide;
   Scratch(size_t rows, size_t k) : inputs(rows, k) {}
+};
+
+// Which rows of a step use which experts. A pair is a row and one of the experts it chose; an
+// expert's pairs stand together, from a whole tile on, and their places are those of the inputs,
+// of the gated rows and of the products.
+struct Executor::Mixture {
+  struct Group {
+    int expert, first, count; // places first .. first + count)
+  };
+  std::vector<int> chosen;    // [row][used]: experts, the largest score first
+  std::vector<float> weights; // [row][used]
+  std::vector<int> place;     // [row][used]
+  std::vector<int> pair;      // [place]: row * used + i
+  std::vector<Group> groups;  // by expert
+  std::vector<int> counts;    // [expert]
+  std::unique_ptr<Inputs> inputs;
+  Buffer gated, products; // [place][ff], [place][width]
+  // Room for one op of a program whose largest row is k long; ops take turns.
+  void fit(int rows, int used, int experts, size_t ff, size_t width, size_t k);
+
+private:
+  size_t inputs_ = 0;
 };
 
 } // namespace insula

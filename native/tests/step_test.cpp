@@ -31,7 +31,9 @@ static int failures = 0;
 namespace {
 
 constexpr int kDim = 64, kFfn = 96, kHeads = 4, kKv = 2, kHead = 16, kVocab = 50, kLayers = 2;
-enum Buf { X, Hh, Q, Kk, Vv, A, G, U, kBuffers };
+constexpr int kExperts = 5, kUsed = 2, kExpertFfn = 32;
+enum Buf { X, Hh, Q, Kk, Vv, A, G, U, S, D, kBuffers };
+enum class Shape { Plain, PostNorm, Experts };
 
 std::vector<uint8_t> q8(std::mt19937 &rng, int rows, int cols) {
   std::vector<uint8_t> out(static_cast<size_t>(rows * cols / 32 * 34));
@@ -44,7 +46,7 @@ std::vector<uint8_t> q8(std::mt19937 &rng, int rows, int cols) {
   return out;
 }
 
-void build(Model &m, bool parallel_residual) {
+void build(Model &m, Shape shape) {
   std::mt19937 rng(5);
   auto weight = [&](int rows, int cols) {
     auto b = q8(rng, rows, cols);
@@ -52,6 +54,8 @@ void build(Model &m, bool parallel_residual) {
   };
   const std::vector<float> ones(kDim, 1.0f), head_ones(kHead, 1.0f);
   const int norm = m.add_vector(ones.data(), ones.size());
+  const float sinks_values[kHeads] = {0.5f, -1.0f, 2.0f, 0.0f};
+  const int sinks = m.add_vector(sinks_values, kHeads);
   const int head_norm = m.add_vector(head_ones.data(), head_ones.size());
   std::vector<double> f;
   for (int i = 0; i < kHead / 2; ++i)
@@ -79,11 +83,20 @@ void build(Model &m, bool parallel_residual) {
     Op &a = ops[op(OpKind::Attention, A, Q, -1)];
     a.k = Kk, a.v = Vv, a.slot = l, a.heads = kHeads, a.kv_heads = kKv, a.head_dim = kHead;
     a.scale = 0.25f, a.window = l == 0 ? 100 : 0;
+    a.bias = shape == Shape::Experts ? sinks : -1;
     op(OpKind::Linear, Hh, A, weight(kDim, kHeads * kHead));
-    if (parallel_residual)
+    if (shape == Shape::PostNorm)
       op(OpKind::Norm, Hh, Hh, norm);
     op(OpKind::Add, X, Hh, -1);
     op(OpKind::Norm, Hh, X, norm);
+    if (shape == Shape::Experts) {
+      op(OpKind::Linear, S, Hh, weight(kExperts, kDim));
+      Op &e = ops[op(OpKind::Experts, D, Hh, weight(kExperts * kExpertFfn, kDim))];
+      e.up = weight(kExperts * kExpertFfn, kDim), e.down = weight(kExperts * kDim, kExpertFfn);
+      e.k = S, e.experts = kExperts, e.used = kUsed, e.among_used = l == 0, e.act = l ? 4 : 0;
+      op(OpKind::Add, X, D, -1);
+      continue;
+    }
     op(OpKind::Linear, G, Hh, weight(kFfn, kDim));
     op(OpKind::Linear, U, Hh, weight(kFfn, kDim));
     ops[op(OpKind::Glu, G, G, -1)].k = U;
@@ -94,7 +107,7 @@ void build(Model &m, bool parallel_residual) {
   op(OpKind::Logits, -1, Hh, weight(kVocab, kDim));
   std::vector<int> widths(kBuffers, kDim);
   widths[Q] = widths[A] = kHeads * kHead, widths[Kk] = widths[Vv] = kKv * kHead;
-  widths[G] = widths[U] = kFfn;
+  widths[G] = widths[U] = kFfn, widths[S] = kExperts;
   m.set_program(ops, widths, {{kKv, kHead}, {kKv, kHead}});
   m.allocate(24, KVType::F16, 512);
 }
@@ -179,7 +192,7 @@ int pages_come_back() {
   auto descriptor = [](std::FILE *f) { return fileno(f); };
 #endif
   Model a("", 2), b("", 3);
-  build(a, false), build(b, false);
+  build(a, Shape::Plain), build(b, Shape::Plain);
   run(a, {330}, 1);
   const size_t bytes = a.page_bytes();
   constexpr int kPages = 6;
@@ -248,9 +261,9 @@ int main() {
   std::string error;
   add_level({"amx-emulated", select_level("avx512", &error) != nullptr, table_amx_emulated(), ""});
 #endif
-  for (bool post_norm : {false, true}) {
+  for (Shape shape : {Shape::Plain, Shape::PostNorm, Shape::Experts}) {
     Model one("scalar", 1);
-    build(one, post_norm);
+    build(one, shape);
     const std::vector<float> want = run(one, {330}, 1);
     for (const Level &l : levels()) {
       if (!l.available)
@@ -259,7 +272,7 @@ int main() {
       for (int threads : {1, 3}) {
         Model m(l.name, threads);
         CHECK(!std::strcmp(m.isa(), l.table->name), "%s instead of %s", m.isa(), l.name);
-        build(m, post_norm);
+        build(m, shape);
         for (const std::vector<int> &slices : {std::vector<int>{330}, {100, 1, 33}, {2, 1, 1, 64}})
           for (int sequences : {1, 3}) {
             if (slices[0] * sequences > 512)
@@ -292,6 +305,9 @@ int main() {
   Op o;
   o.kind = OpKind::Logits, o.src = 0, o.weight = 3;
   CHECK(refused([&] { m.set_program({o}, {64}, {}); }), "a weight that is not there");
+  o = Op();
+  o.kind = OpKind::Experts, o.src = 0, o.dst = 1, o.k = 2, o.experts = 3, o.used = 4;
+  CHECK(refused([&] { m.set_program({o}, {64, 64, 3}, {}); }), "more experts used than there are");
   CHECK(refused([&] { Model("sse9", 1); }), "unknown level");
   CHECK(refused([&] { m.allocate(1, KVType::F16, 1); }), "pages without a program");
   std::printf("%d passed, %d failed\n", checked, failures);

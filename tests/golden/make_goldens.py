@@ -180,6 +180,85 @@ CASES = {
         n_tokens=40,
         seed=16,
     ),
+    "phi-long": Case(
+        config="Phi3Config",
+        settings={
+            "num_hidden_layers": 2,
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "max_position_embeddings": 128,
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1000.0,
+                "partial_rotary_factor": 0.75,
+                "original_max_position_embeddings": 32,
+                "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0],
+                "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+            },
+        },
+        n_tokens=70,
+        seed=25,
+    ),
+    "phi-short": Case(
+        config="Phi3Config",
+        settings={
+            "num_hidden_layers": 2,
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "max_position_embeddings": 128,
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1000.0,
+                "partial_rotary_factor": 0.75,
+                "original_max_position_embeddings": 32,
+                "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0],
+                "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+            },
+        },
+        n_tokens=30,
+        seed=26,
+    ),
+    "mixtral": Case(
+        config="MixtralConfig",
+        settings={"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}
+        | {"num_local_experts": 5, "num_experts_per_tok": 2},
+        n_tokens=70,
+        seed=17,
+    ),
+    "qwen3moe": Case(
+        config="Qwen3MoeConfig",
+        settings={"num_hidden_layers": 2, "hidden_size": 32, "head_dim": 16}
+        | {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+        | {"norm_topk_prob": True},
+        n_tokens=70,
+        seed=18,
+    ),
+    "gpt-oss": Case(
+        config="GptOssConfig",
+        settings={
+            "num_hidden_layers": 3,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 12,
+            "max_position_embeddings": 512,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1000.0,
+                "factor": 8.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "original_max_position_embeddings": 64,
+                "truncate": False,
+            },
+        },
+        n_tokens=80,
+        seed=22,
+    ),
     "gemma3": Case(
         config="Gemma3TextConfig",
         settings={

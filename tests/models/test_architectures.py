@@ -10,9 +10,10 @@ import pytest
 from insula.errors import FormatError, UnsupportedError
 from insula.models import rope
 from insula.models.registry import ARCHITECTURES, build_graph
-from insula.ops.graph import Attention, Embed, Linear, Logits, Norm, Rope, Scale
+from insula.ops.graph import Attention, Embed, Experts, Linear, Logits, Norm, Rope, Scale
 
 N_VOCAB, D, FF, HEADS, KV_HEADS, LAYERS = 40, 32, 48, 4, 2, 7
+EXPERTS, EXPERT_FF = 4, 16
 
 
 class Source:
@@ -32,6 +33,12 @@ class Source:
         }
         if arch == "granite":
             self.metadata["granite.logit_scale"] = 8.0
+        if arch in ("qwen3moe", "gpt-oss"):
+            self.metadata[f"{arch}.expert_count"] = EXPERTS
+            self.metadata[f"{arch}.expert_used_count"] = 2
+            self.metadata[f"{arch}.expert_feed_forward_length"] = EXPERT_FF
+        if arch == "gpt-oss":
+            self.metadata["gpt-oss.attention.sliding_window"] = 16
         shapes = {"token_embd.weight": (N_VOCAB, D), "output_norm.weight": (D,)}
         head = D // HEADS
         for i in range(LAYERS):
@@ -56,7 +63,18 @@ class Source:
                     del shapes[f"blk.{i}.{name}.weight"]
                 shapes[f"blk.{i}.attn_qkv.weight"] = (D + 2 * KV_HEADS * head, D)
                 shapes[f"blk.{i}.ffn_up.weight"] = (2 * FF, D)
-            if arch in ("qwen3", "gemma3"):
+            if arch in ("qwen3moe", "gpt-oss"):
+                for name in ("ffn_gate", "ffn_up", "ffn_down"):
+                    del shapes[f"blk.{i}.{name}.weight"]
+                shapes[f"blk.{i}.ffn_gate_inp.weight"] = (EXPERTS, D)
+                shapes[f"blk.{i}.ffn_gate_exps.weight"] = (EXPERTS, EXPERT_FF, D)
+                shapes[f"blk.{i}.ffn_up_exps.weight"] = (EXPERTS, EXPERT_FF, D)
+                shapes[f"blk.{i}.ffn_down_exps.weight"] = (EXPERTS, D, EXPERT_FF)
+            if arch == "gpt-oss":
+                shapes[f"blk.{i}.attn_sinks.weight"] = (HEADS,)
+                shapes[f"blk.{i}.post_attention_norm.weight"] = (D,)
+                del shapes[f"blk.{i}.ffn_norm.weight"]
+            if arch in ("qwen3", "qwen3moe", "gemma3"):
                 shapes[f"blk.{i}.attn_q_norm.weight"] = (head,)
                 shapes[f"blk.{i}.attn_k_norm.weight"] = (head,)
             if arch in ("gemma2", "gemma3", "olmo2"):
@@ -91,7 +109,8 @@ def test_output_is_the_embedding_where_the_file_has_no_other(source):
 def test_every_buffer_that_an_op_names_is_declared(source):
     graph = build_graph(source)
     for op in graph.ops:
-        for field in ("dst", "src", "buf", "q", "k", "v", "gate", "up"):
+        fields = ("dst", "src", "buf", "q", "k", "v", "scores")
+        for field in fields + (() if isinstance(op, Experts) else ("gate", "up")):
             assert getattr(op, field, "x") in graph.buffers
     assert [op.slot for op in ops_of(graph, Attention)] == list(range(len(graph.slots)))
 
@@ -149,8 +168,8 @@ def test_each_wrong_shape_is_named_with_both_shapes(source):
 
 
 def test_a_tensor_nobody_uses_is_refused(source):
-    source.add("blk.0.attn_sinks.weight", np.zeros(HEADS))
-    with pytest.raises(UnsupportedError, match="attn_sinks") as caught:
+    source.add("blk.0.attn_gate.weight", np.zeros(HEADS))
+    with pytest.raises(UnsupportedError, match="attn_gate") as caught:
         build_graph(source)
     assert caught.value.backend == "native"
     assert "llamacpp" in str(caught.value)
@@ -184,12 +203,14 @@ def test_an_architecture_without_a_name(value):
 @pytest.mark.parametrize(
     ("arch", "key", "value"),
     [
-        ("llama", "expert_count", 8),
+        ("llama", "embedding_scale", 8.0),
         ("llama", "attention.sliding_window", 4096),
         ("llama", "logit_scale", 0.1),
         ("qwen2", "expert_count", 60),
         ("qwen2", "pooling_type", 3),
         ("qwen3", "expert_count", 128),
+        ("qwen3moe", "expert_shared_count", 1),
+        ("gpt-oss", "attention.scale", 0.5),
         ("gemma2", "pooling_type", 1),
         ("granite", "expert_count", 32),
         ("smollm3", "attention.sliding_window", 4096),
@@ -218,7 +239,8 @@ def test_keys_that_change_the_maths_are_refused(arch, key, value):
         ({"attention.head_count": 1, "embedding_length": 2**24}, "key_length"),
         ({"rope.freq_base": 0.0}, "above 0"),
         ({"rope.freq_base": float("inf")}, "finite"),
-        ({"rope.scaling.type": "longrope"}, "longrope"),
+        ({"rope.scaling.type": "longrope"}, "original_context_length"),
+        ({"rope.scaling.type": "dynamic"}, "dynamic"),
         ({"rope.scaling.type": "yarn"}, "factor"),
         ({"rope.scaling.type": 3}, "string"),
     ],
@@ -280,6 +302,43 @@ def test_yarn_keeps_fast_pairs_and_interpolates_slow_ones():
     assert scaled[0] == plain[0]
     np.testing.assert_allclose(scaled[-1], plain[-1] / 4)
     assert np.all(np.diff(plain / scaled) >= -1e-12)
+
+
+def test_a_llama_with_experts():
+    source = Source("llama")
+    source.metadata |= {"llama.expert_count": 3, "llama.expert_used_count": 2}
+    for i in range(LAYERS):
+        for name, shape in (("gate", (FF, D)), ("up", (FF, D)), ("down", (D, FF))):
+            del source.tensors[f"blk.{i}.ffn_{name}.weight"]
+            source.tensors[f"blk.{i}.ffn_{name}_exps.weight"] = SimpleNamespace(shape=(3, *shape))
+        source.tensors[f"blk.{i}.ffn_gate_inp.weight"] = SimpleNamespace(shape=(3, D))
+    ops = ops_of(build_graph(source), Experts)
+    assert [(op.experts, op.used) for op in ops] == [(3, 2)] * LAYERS
+    source.metadata["llama.expert_used_count"] = 4
+    with pytest.raises(FormatError, match="expert_used_count is 4, allowed are 1 to 3"):
+        build_graph(source)
+    source.metadata |= {"llama.expert_used_count": 2, "llama.expert_gating_func": 2}
+    with pytest.raises(FormatError, match="expert_gating_func"):
+        build_graph(source)
+
+
+def test_gpt_oss_turns_by_a_ramp_that_is_not_rounded():
+    plain = rope.plain(64, 150000.0)
+    rounded, exact = (
+        rope.yarn(plain, base=150000.0, factor=32.0, n_ctx_original=4096, whole_pairs=whole)
+        for whole in (True, False)
+    )
+    assert not np.allclose(rounded, exact, rtol=1e-3)
+    source = Source("gpt-oss")
+    source.metadata |= {"gpt-oss.attention.key_length": 64, "gpt-oss.attention.value_length": 64}
+    source.metadata |= {"gpt-oss.rope.freq_base": 150000.0, "gpt-oss.rope.scaling.type": "yarn"}
+    source.metadata |= {"gpt-oss.rope.scaling.factor": 32.0}
+    source.metadata |= {"gpt-oss.rope.scaling.original_context_length": 4096}
+    for i in range(LAYERS):
+        for name, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
+            source.tensors[f"blk.{i}.attn_{name}.weight"] = SimpleNamespace(shape=(heads * 64, D))
+        source.tensors[f"blk.{i}.attn_output.weight"] = SimpleNamespace(shape=(D, HEADS * 64))
+    np.testing.assert_allclose(freqs_of(source), exact)
 
 
 def test_gemma_layers_alternate():
@@ -374,14 +433,28 @@ def test_phi3_uses_its_fused_tensors_by_rows():
     assert {slot.window for slot in graph.slots} == {16}
 
 
-def test_longrope_is_refused_by_its_tensors_and_by_its_name():
+@pytest.mark.parametrize("named", [True, False])
+def test_longrope_by_its_name_or_by_its_tensors_alone(named):
     source = Source("phi3")
-    source.add("rope_factors_long.weight", np.ones(4))
-    with pytest.raises(UnsupportedError, match="rope_factors_long"):
+    source.metadata["phi3.rope.scaling.original_context_length"] = 64
+    if named:
+        source.metadata["phi3.rope.scaling.type"] = "longrope"
+    long, short = np.array([1, 2, 4, 8.0]), np.array([1, 1, 1, 2.0])
+    source.add("rope_factors_long.weight", long)
+    with pytest.raises(FormatError, match="rope_factors_short"):
         build_graph(source)
-    source = Source("phi3")
-    source.metadata["phi3.rope.scaling.type"] = "longrope"
-    with pytest.raises(UnsupportedError, match="longrope"):
+    source.add("rope_factors_short.weight", short)
+    plain = rope.plain(8, 10000.0)
+    for n_ctx, factors in ((None, long), (65, long), (64, short), (1, short)):
+        graph = build_graph(source, n_ctx=n_ctx)
+        op = ops_of(graph, Rope)[0]
+        assert graph.n_ctx_switch == 64
+        np.testing.assert_allclose(op.freqs, plain / factors)
+        assert op.mscale == pytest.approx((1 + np.log(4) / np.log(64)) ** 0.5)
+    source.metadata["phi3.rope.scaling.attn_factor"] = 1.25
+    assert ops_of(build_graph(source), Rope)[0].mscale == 1.25
+    source.add("rope_factors_long.weight", [1, 2, 0, 8])
+    with pytest.raises(FormatError, match="above 0"):
         build_graph(source)
 
 

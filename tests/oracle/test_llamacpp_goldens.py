@@ -21,8 +21,9 @@ pytestmark = [
 LETTER_A = 2 + tiny_tokenizer.byte_alphabet().index("a")
 
 #: llama.cpp has no key for an attention scale in Gemma (the converter says so in a note), and
-#: it leaves phi3's window out.
-ONLY_OURS = {"gemma2-scaled", "gemma3-scaled", "phi-window"}
+#: it leaves phi3's window out. It rounds the ramp of gpt-oss's YaRN to whole pairs, which the
+#: released code does not; in this golden that alone makes 0.6 nats (4e-5 with the same rounding).
+ONLY_OURS = {"gemma2-scaled", "gemma3-scaled", "gpt-oss", "phi-window"}
 
 
 @pytest.mark.parametrize("name", sorted(set(golden.NAMES) - ONLY_OURS))

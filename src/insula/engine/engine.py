@@ -24,7 +24,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,12 +64,14 @@ class Engine:
         step_tokens: int | None = None,
         payoff: Payoff | None = None,
         disk: DiskCache | None = None,
+        adapters: Mapping[str, str] | None = None,
     ) -> None:
         """n_ctx: most tokens of one request; the runner's pages must hold at least that many.
 
         step_tokens: most tokens per step; None adapts it to SLICE_SECONDS.
         payoff: speculation, and when it pays; None: none.
         disk: keeps the prefix cache for the next run; None: nothing does.
+        adapters: those that the runner has, in its order: name and digest of each.
         """
         capacity = runner.n_pages * runner.page_size
         if not 1 <= n_ctx <= capacity:
@@ -87,6 +89,7 @@ class Engine:
         self._max_running = max_running
         self._payoff = payoff
         self._disk = disk
+        self._adapters = dict(adapters or {})
         self.scheduler = self._new_scheduler()
         self._turn = threading.Condition(threading.Lock())
         self._stepping = False
@@ -162,6 +165,12 @@ class Engine:
 
     def _sequence(self, request: Request) -> Sequence:
         ids, params = request.ids, request.params
+        adapter = -1
+        if request.adapter is not None:
+            adapter = self._adapter(request.adapter)
+            # Another adapter, other keys and values: nothing of the cache is shared with it.
+            digest = self._adapters[request.adapter]
+            request = dataclasses.replace(request, salt=f"{request.salt}\0{digest}")
         if not ids:
             raise ConfigError("the prompt is empty; at least one token is needed")
         if min(ids) < 0 or max(ids) >= self.n_vocab:
@@ -195,6 +204,7 @@ class Engine:
             sampler=sampler,
             seed=draw_seed() if params.seed is None else int(params.seed),
             limit=limit,
+            adapter=adapter,
             output=Output(
                 detokenizer=self.tokenizer.detokenizer(
                     skip_special=request.skip_special, continues=request.continues
@@ -203,6 +213,12 @@ class Engine:
                 facts=self._facts,
             ),
         )
+
+    def _adapter(self, name: str) -> int:
+        if name not in self._adapters:
+            loaded = ", ".join(self._adapters) or "none is loaded"
+            raise ConfigError(f"adapter: found {name!r}; allowed: {loaded}")
+        return list(self._adapters).index(name)
 
     def _pump(self, seq: Sequence | None) -> bool:
         """Step, or wait a moment for the thread that does. With a sequence: until it has output.
@@ -333,7 +349,11 @@ class Engine:
                 wanted.extend(range(at + part.count - 1, at + count))
             at += count
         logit_rows = np.array(wanted, dtype=np.int32)
-        return self.runner.step(tokens, positions, rows, tables, logit_rows), first_row
+        adapters = [part.seq.adapter for part in batch.slices]
+        if max(adapters) < 0:
+            return self.runner.step(tokens, positions, rows, tables, logit_rows), first_row
+        through = np.array(adapters, dtype=np.int32)
+        return self.runner.step(tokens, positions, rows, tables, logit_rows, through), first_row
 
     def _deliver(self, seq: Sequence, start: int, logits_TV: NDArray[np.float32]) -> None:
         """Give prompt logits to the caller."""

@@ -30,6 +30,7 @@ from insula.engine.payoff import Payoff
 from insula.engine.request import Runner, TextEngine
 from insula.engine.speculation import Draft, NGram, Speculator, check_same_vocabulary
 from insula.errors import ConfigError, TokenizerError, UnsupportedError
+from insula.models.registry import build_graph
 from insula.types import ModelInfo
 
 if TYPE_CHECKING:
@@ -177,6 +178,13 @@ def _own(
         weights=0 if mapped else weights,
     )
     notes = [*graph.notes, *plan.notes]
+    if graph.n_ctx_switch is not None:
+        model = replace(model, graph=build_graph(model.gguf, n_ctx=plan.n_ctx))
+        if plan.n_ctx > graph.n_ctx_switch:
+            notes.append(
+                f"the context is longer than {graph.n_ctx_switch} tokens: the model turns by its "
+                "frequencies for long contexts, for short texts too"
+            )
     if choice.backend == "reference":
         notes += [
             f"the reference engine has no {name}"

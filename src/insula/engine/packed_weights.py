@@ -140,7 +140,7 @@ def _plan(gguf: GGUFFile, names: Iterable[str]) -> list[Packed]:
     at, found = 0, []
     for name in names:
         info = gguf.info(name)
-        rows, columns = info.shape
+        rows, columns = info.matrix
         try:
             nbytes = _native.Model.packed_bytes(int(info.type), rows, columns)
         except ValueError as error:

@@ -47,6 +47,7 @@ class Request:
         with max_tokens 0 the prompt is evaluated and nothing is generated.
     n_ctx: a limit below the engine's own, in tokens of prompt and completion together.
     salt: requests share cached prefixes only with requests of the same salt.
+    adapter: the name of a loaded low-rank adapter to go through; None: the model as it is.
     use_cache: False neither reads the prefix cache nor leaves anything in it.
     on_prompt_logits: called as (start, logits_TV) with the raw float32 logits of prompt
         positions start, start + 1, ..., each position exactly once and in order. The array is
@@ -65,6 +66,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     n_ctx: int | None = None
     salt: str = ""
+    adapter: str | None = None
     use_cache: bool = True
     on_prompt_logits: LogitsCallback | None = None
     prompt_logits_from: int = 0
@@ -137,6 +139,7 @@ class Runner(Protocol):
         rows: NDArray[np.int32],
         tables: list[NDArray[np.int32]],
         logit_rows: NDArray[np.int32],
+        adapters: NDArray[np.int32] | None = None,
     ) -> NDArray[np.float32]: ...
     def copy_page(self, src: int, dst: int) -> None: ...
     def close(self) -> None: ...

@@ -20,14 +20,30 @@ from insula.config import KV_TYPES, settings
 from insula.engine.packed_weights import PackedWeights, open_packed
 from insula.errors import ConfigError, EngineError, FormatError, ResourceError
 from insula.formats.gguf import GGUFFile
-from insula.ops.graph import Attention, Embed, Glu, Graph, Linear, Logits, Norm, Op, Rope
+from insula.models.adapters import Adapter, adapted, factors
+from insula.ops.graph import (
+    Act,
+    Attention,
+    Embed,
+    Experts,
+    Glu,
+    Graph,
+    Linear,
+    Logits,
+    Lora,
+    Norm,
+    Op,
+    Positions,
+    Rope,
+    Scale,
+)
 
 PAGE_TOKENS = 64
 
 #: Rows that one step takes; the scheduler's largest prefill slice.
 MAX_ROWS = 512
 
-_ACTS = {"silu": 0, "gelu_tanh": 1}
+_ACTS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "clamped_swiglu": 4}
 
 
 class NativeRunner:
@@ -47,6 +63,7 @@ class NativeRunner:
         isa: str | None = None,
         max_rows: int = MAX_ROWS,
         packed: tuple[Path | None, bytes] | None = None,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         """Packs every tensor that the graph names.
 
@@ -55,6 +72,7 @@ class NativeRunner:
         kv_type: how keys and values are kept; int8 takes about half of f16. isa: an
         instruction-set level, None for INSULA_ISA or the best one. packed: matrices are mapped
         from a file below this folder (packed_weights), made under this key if it is not there.
+        adapters: of which a sequence may go through one, by its place among them.
         Raises ConfigError, FormatError or ResourceError.
         """
         if kv_type not in KV_TYPES:
@@ -66,7 +84,8 @@ class NativeRunner:
             self._model = _native.Model(level, threads or 0)
         except ValueError as error:
             raise ConfigError(f"INSULA_ISA: {error}") from None
-        self.graph = graph
+        self.graph = graph = adapted(graph, adapters) if adapters else graph
+        self._adapters = adapters
         self._packed: PackedWeights | None = None
         if packed is not None:
             self._packed = open_packed(
@@ -105,11 +124,13 @@ class NativeRunner:
         rows: ArrayLike,
         tables: Sequence[NDArray[np.int32]],
         logit_rows: ArrayLike,
+        adapters: ArrayLike | None = None,
     ) -> NDArray[np.float32]:
         """Run T tokens and return logits [R, n_vocab] for `logit_rows` (indices into T).
 
         rows[t] is the table (sequence) of token t; a sequence's tokens stand together and ascend
-        in position. tables[s][p // 64] is the page of position p.
+        in position. tables[s][p // 64] is the page of position p. adapters[s]: which adapter
+        its tokens go through, -1 for none.
         """
         try:
             logits = self._model.step(
@@ -118,6 +139,7 @@ class NativeRunner:
                 _ints(rows),
                 [_ints(t) for t in tables],
                 _ints(logit_rows),
+                None if adapters is None else _ints(adapters),
             )
         except (ValueError, MemoryError) as error:
             raise EngineError(f"the native engine refused a step: {error}") from None
@@ -160,7 +182,7 @@ class NativeRunner:
         def weight(name: str) -> int:
             if name not in weights:
                 info = gguf.info(name)
-                rows, cols = info.shape
+                rows, cols = info.matrix
                 if self._packed is not None:
                     at = self._model.add_packed(int(info.type), rows, cols, self._packed.data(name))
                 else:
@@ -182,7 +204,26 @@ class NativeRunner:
                 freqs[key] = self._model.add_freqs(values)
             return freqs[key]
 
-        ops = [_lower(op, buffers, weight, vector, table) for op in self.graph.ops]
+        def lora(op: Lora) -> int:
+            out, width = gguf.info(op.weight).matrix
+            pairs = []
+            for adapter in self._adapters:
+                found = factors(adapter, op.weight, out=out, width=width)
+                pair = (-1, -1) if found is None else (floats(found[0]), floats(found[1]))
+                pairs.append(pair)
+            at: int = self._model.add_lora(pairs)
+            return at
+
+        def floats(matrix: NDArray[np.float32]) -> int:
+            data = np.ascontiguousarray(matrix, np.float32)
+            rows, cols = data.shape
+            return self._model.add_weight(0, rows, cols, data.reshape(-1).view(np.uint8), False)
+
+        ops = []
+        for op in self.graph.ops:
+            ops.append(_lower(op, buffers, weight, vector, table))
+            if isinstance(op, Lora):
+                ops[-1]["lora"] = lora(op)
         gguf.check()
         self._model.set_program(
             ops,
@@ -193,7 +234,15 @@ class NativeRunner:
 
 def matrices(graph: Graph) -> list[str]:
     """The tensors that the kernels read packed, each once, in order of first use."""
-    names = {op.weight: None for op in graph.ops if isinstance(op, Embed | Linear | Logits)}
+    names: dict[str, None] = {}
+    for op in graph.ops:
+        match op:
+            case Embed() | Positions() | Linear() | Logits():
+                names[op.weight] = None
+            case Experts():
+                names |= dict.fromkeys((op.gate, op.up, op.down))
+            case _:
+                pass
     return list(names)
 
 
@@ -202,12 +251,16 @@ def _lower(op: Op, buffers: dict[str, int], weight: Any, vector: Any, table: Any
     out: dict[str, Any] = {"kind": type(op).__name__}
     for f in fields(op):
         value = getattr(op, f.name)
-        if f.name in ("dst", "src", "buf", "q", "k", "v", "gate", "up"):
+        if f.name in ("dst", "src", "buf", "q", "k", "v") or (
+            isinstance(op, Glu) and f.name in ("gate", "up")
+        ):
             key = {"buf": "dst", "q": "src", "gate": "src", "up": "k"}.get(f.name, f.name)
             out[key] = buffers[value]
     match op:
         case Embed():
             out |= {"weight": weight(op.weight), "scale": op.scale}
+        case Positions():
+            out["weight"] = weight(op.weight)
         case Norm():
             out |= {
                 "weight": vector(op.weight),
@@ -235,17 +288,34 @@ def _lower(op: Op, buffers: dict[str, int], weight: Any, vector: Any, table: Any
                 "scale": op.scale,
                 "window": op.window or 0,
                 "softcap": op.softcap or 0.0,
+                "causal": op.causal,
+                "bias": vector(op.sinks),
             }
-        case Glu():
+        case Act() | Glu():
             out["act"] = _ACTS[op.act]
+        case Experts():
+            out |= {
+                "k": buffers[op.scores],
+                "weight": weight(op.gate),
+                "up": weight(op.up),
+                "down": weight(op.down),
+                "bias": vector(op.gate_bias),
+                "up_bias": vector(op.up_bias),
+                "down_bias": vector(op.down_bias),
+                "experts": op.experts,
+                "used": op.used,
+                "act": _ACTS[op.act],
+                "among_used": op.among_used,
+                "scale": op.scale,
+            }
         case Logits():
             out |= {
                 "weight": weight(op.weight),
                 "scale": op.scale,
                 "softcap": op.softcap or 0.0,
             }
-        case _:
-            out |= {"scale": op.factor} if hasattr(op, "factor") else {}
+        case Scale():
+            out["scale"] = op.factor
     return out
 
 

@@ -35,6 +35,7 @@ class Sequence:
         seed: int,
         limit: int,
         output: Output,
+        adapter: int = -1,
     ) -> None:
         self.request = request
         self.params = params
@@ -42,6 +43,7 @@ class Sequence:
         self.seed = seed
         self.mirostat_mu: float | None = None  # goes on from token to token, as ids do
         self.limit = limit
+        self.adapter = adapter  # its place among the runner's, -1: none
         self.output = output
         self.ids = list(request.ids)
         self.n_prompt = len(self.ids)

@@ -72,6 +72,11 @@ class TensorInfo:
         """How many numbers the tensor holds."""
         return math.prod(self.shape)
 
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(rows, columns) as the kernels see it: of several matrices all rows, in order."""
+        return math.prod(self.shape[:-1]), self.shape[-1]
+
 
 class GGUFFile:
     """An open GGUF file. Use `GGUFFile.open(path)`, best in a `with` statement."""

@@ -75,13 +75,17 @@ class Checkpoint:
         metadata: Mapping[str, Any],
         tensors: Mapping[str, TensorShape],
         dequantize: Callable[[str], NDArray[np.float32]],
+        *,
+        n_ctx: int | None = None,
     ) -> None:
+        """n_ctx: the context that the graph is for; None: all that the model was trained for."""
         arch = metadata.get("general.architecture")
         if not isinstance(arch, str) or not arch:
             raise FormatError(
                 f"general.architecture is {arch!r}; a model file names its architecture there"
             )
         self.arch = arch
+        self.n_ctx = n_ctx
         self._metadata = metadata
         self._tensors = tensors
         self._dequantize = dequantize
@@ -189,6 +193,10 @@ class Checkpoint:
             )
         self._used.add(name)
         return name
+
+    def holds(self, name: str) -> bool:
+        """Whether the file has this tensor."""
+        return name in self._tensors
 
     def values(self, name: str, *shape: int) -> NDArray[np.float32] | None:
         """The content of a small tensor that the graph itself needs, or None."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -25,20 +25,13 @@ from insula.errors import ConfigError, FormatError, UnsupportedError
 from insula.formats.ggml_types import GGMLType
 from insula.formats.gguf_writer import GGUFWriter
 from insula.formats.safetensors import SafetensorsFile
-from insula.models import convert_config
+from insula.models import convert_config, convert_experts
+from insula.models.convert_experts import Planned, Split
 from insula.models.convert_tokenizer import tokenizer_metadata
-from insula.models.folder import read_json, weight_files
+from insula.models.folder import FLOATS, read_json, weight_files
 
 FloatFormat = Literal["auto", "f32", "f16", "bf16"]
 
-#: safetensors dtype -> (GGUF type, the NumPy type its elements are moved as)
-FLOATS: Mapping[str, tuple[GGMLType, np.dtype[Any]]] = MappingProxyType(
-    {
-        "F32": (GGMLType.F32, np.dtype("<f4")),
-        "F16": (GGMLType.F16, np.dtype("<f2")),
-        "BF16": (GGMLType.BF16, np.dtype("<u2")),
-    }
-)
 FILE_TYPE = {GGMLType.F32: 0, GGMLType.F16: 1, GGMLType.BF16: 32}
 
 BLOCK = {
@@ -59,12 +52,15 @@ class Rules:
     """One architecture: its GGUF name, the names inside a layer, and what happens to weights.
 
     permute: query and key rows to adjacent pairs. norm_offset: added to every norm weight.
+    experts: names within an expert; together: tensors of all experts (convert_experts).
     """
 
     arch: str
     block: Mapping[str, str]
     permute: bool = False
     norm_offset: float = 0.0
+    experts: Mapping[str, str] = field(default_factory=dict)
+    together: Mapping[str, tuple[Split, ...]] = field(default_factory=dict)
 
 
 PRE_NORM = {**BLOCK, "post_attention_layernorm": "ffn_norm"}
@@ -87,6 +83,31 @@ PHI3 = Rules(
     block={**PRE_NORM, "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
 )
 
+MIXTRAL = Rules(
+    arch="llama",
+    block={**PRE_NORM, "block_sparse_moe.gate": "ffn_gate_inp"},
+    permute=True,
+    experts={"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"},
+)
+QWEN3MOE = Rules(
+    arch="qwen3moe",
+    block={**PRE_NORM, **HEAD_NORMS, "mlp.gate": "ffn_gate_inp"},
+    experts={
+        "gate_proj": "ffn_gate_exps",
+        "up_proj": "ffn_up_exps",
+        "down_proj": "ffn_down_exps",
+    },
+)
+GPT_OSS = Rules(
+    arch="gpt-oss",
+    block={
+        **BLOCK,
+        "post_attention_layernorm": "post_attention_norm",
+        "mlp.router": "ffn_gate_inp",
+    },
+    together=convert_experts.GPT_OSS,
+)
+
 #: config.json's architectures[0] -> rules
 RULES: Mapping[str, Rules] = MappingProxyType(
     {
@@ -101,6 +122,9 @@ RULES: Mapping[str, Rules] = MappingProxyType(
         "SmolLM3ForCausalLM": SMOLLM3,
         "Olmo2ForCausalLM": OLMO2,
         "Phi3ForCausalLM": PHI3,
+        "MixtralForCausalLM": MIXTRAL,
+        "Qwen3MoeForCausalLM": QWEN3MOE,
+        "GptOssForCausalLM": GPT_OSS,
     }
 )
 
@@ -111,7 +135,7 @@ class _Weight:
 
     type: GGMLType
     shape: tuple[int, ...]
-    load: Callable[[], NDArray[np.uint8]]
+    load: Callable[[], Iterator[NDArray[np.uint8]]]
 
 
 def convert(
@@ -141,12 +165,22 @@ def convert(
 
     with ExitStack() as stack:
         weights: dict[str, _Weight] = {}
+        experts: dict[str, dict[int, _Weight]] = {}
         for path in weight_files(folder):
             file = stack.enter_context(SafetensorsFile.open(path))
             for source in file.tensors:
-                name = _gguf_name(source, rules, config)
-                if name is not None:
-                    weights[name] = _weight(file, source, name, rules, config, dtype)
+                parts = _together(file, source, rules, dtype)
+                expert = _expert_name(source, rules)
+                if parts is not None:
+                    weights |= parts
+                elif expert is not None:
+                    name, number = expert
+                    weight = _weight(file, source, name, rules, config, dtype)
+                    experts.setdefault(name, {})[number] = weight
+                elif (plain := _gguf_name(source, rules, config)) is not None:
+                    weights[plain] = _weight(file, source, plain, rules, config, dtype)
+        for name, members in experts.items():
+            weights[name] = _stacked(name, members)
         embedding = weights.get("token_embd.weight")
         if embedding is None:
             raise FormatError(f"{folder} has no embedding (model.embed_tokens.weight)")
@@ -165,12 +199,11 @@ def convert(
             notes.append("attention.scale, which this model needs, is not read by llama.cpp")
         for key, value in tokenizer.items():
             writer.add(f"tokenizer.{key}", value)
-        factors = convert_config.rope_factors(rules.arch, config)
-        if factors is not None:
-            writer.add_tensor("rope_freqs.weight", factors)
+        for name, factors in convert_config.rope_factors(rules.arch, config).items():
+            writer.add_tensor(name, factors)
 
         def pieces(done: int, weight: _Weight) -> Iterator[NDArray[np.uint8]]:
-            yield weight.load()
+            yield from weight.load()
             if progress is not None:
                 progress(done, len(weights))
 
@@ -241,16 +274,66 @@ def _weight(
         if ".attn_k." in name:
             heads = config.get("num_key_value_heads") or heads
 
-    def load() -> NDArray[np.uint8]:
+    def load() -> Iterator[NDArray[np.uint8]]:
         values = file.data(source).view(moved_as).reshape(shape)
         if heads:
             values = adjacent_pairs(values, heads)
         if len(shape) == 1 and rules.norm_offset and "norm" in name:
             values = _as_float32(values, found) + np.float32(rules.norm_offset)
-            return values.reshape(-1).view(np.uint8)
-        return _encoded(values, found, wanted)
+            yield values.reshape(-1).view(np.uint8)
+        else:
+            yield _encoded(values, found, wanted)
 
     return _Weight(type=wanted, shape=shape, load=load)
+
+
+def _expert_name(source: str, rules: Rules) -> tuple[str, int] | None:
+    """(GGUF's name, number) of a tensor that belongs to one expert; GGUF stacks them."""
+    match = re.fullmatch(r"model\.layers\.(\d+)\..+\.experts\.(\d+)\.(\w+)\.weight", source)
+    if match is None or match[3] not in rules.experts:
+        return None
+    return f"blk.{int(match[1])}.{rules.experts[match[3]]}.weight", int(match[2])
+
+
+def _stacked(name: str, members: Mapping[int, _Weight]) -> _Weight:
+    """The tensors of experts 0..n-1 as one; each is loaded when it is written."""
+    first = members[min(members)]
+    if sorted(members) != list(range(len(members))) or any(
+        (m.shape, m.type) != (first.shape, first.type) for m in members.values()
+    ):
+        raise FormatError(f"{name}: experts are missing, or differ in shape or type")
+
+    def load() -> Iterator[NDArray[np.uint8]]:
+        for number in range(len(members)):
+            yield from members[number].load()
+
+    return _Weight(type=first.type, shape=(len(members), *first.shape), load=load)
+
+
+def _together(
+    file: SafetensorsFile, source: str, rules: Rules, dtype: FloatFormat
+) -> dict[str, _Weight] | None:
+    """What becomes of a tensor that holds all experts' weights; None: it is no such tensor."""
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", source)
+    if match is None or match[2] not in rules.together:
+        return None
+    made = {}
+    for split in rules.together[match[2]]:
+        read = split.plan(file, source)
+        wanted = read.type
+        if len(read.shape) == 1 or split.name.endswith(".bias"):
+            wanted = GGMLType.F32
+        elif read.type in FILE_TYPE and dtype != "auto":
+            wanted = GGMLType[dtype.upper()]
+        made[f"blk.{int(match[1])}.{split.name}"] = _Weight(
+            type=wanted, shape=read.shape, load=partial(_split_load, read, wanted)
+        )
+    return made
+
+
+def _split_load(read: Planned, wanted: GGMLType) -> Iterator[NDArray[np.uint8]]:
+    for values in read.load():
+        yield _encoded(values, read.type, wanted)
 
 
 def adjacent_pairs(values: NDArray[Any], heads: int) -> NDArray[Any]:

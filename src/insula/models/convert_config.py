@@ -25,8 +25,9 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
     heads = _need(config, "num_attention_heads")
     head_dim = config.get("head_dim") or _need(config, "hidden_size") // heads
     partial = config.get("partial_rotary_factor") or _rope(config).get("partial_rotary_factor")
-    if not math.isclose(partial or 1.0, 1.0):
-        raise UnsupportedError("partial_rotary_factor has no counterpart in the converter yet")
+    if not math.isclose(partial or 1.0, 1.0) and arch != "phi3":
+        raise UnsupportedError(f"partial_rotary_factor has no counterpart in GGUF's {arch} here")
+    n_rot = int(head_dim * (partial or 1.0))
     meta: dict[str, Any] = {
         "context_length": _need(config, "max_position_embeddings"),
         "embedding_length": _need(config, "hidden_size"),
@@ -37,7 +38,7 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
         "attention.key_length": head_dim,
         "attention.value_length": head_dim,
         "attention.layer_norm_rms_epsilon": np.float32(_need(config, "rms_norm_eps")),
-        "rope.dimension_count": head_dim,
+        "rope.dimension_count": n_rot,
         "vocab_size": _need(config, "vocab_size"),
     }
     match arch:
@@ -49,19 +50,32 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
             meta |= _granite(config)
         case "smollm3":
             _refuse_other_positions(config)
+        case "llama" if "num_local_experts" in config:
+            meta |= _experts(config)
+        case "qwen3moe":
+            meta |= _qwen3moe(config)
+        case "gpt-oss":
+            return meta | _gpt_oss(config)
         case "phi3":
             meta["attention.sliding_window"] = config.get("sliding_window") or 0
+            if _rope_type(_rope(config)) == "longrope":
+                return meta | _longrope(config)
     _only(config, "hidden_act", "silu")
     if arch != "phi3":
         _refuse_windows(config)
     return meta | _rope_metadata(_rope(config))
 
 
-def rope_factors(arch: str, config: Config) -> NDArray[np.float32] | None:
-    """The rope_freqs tensor: what each pair's frequency is divided by, for llama3 scaling."""
+def rope_factors(arch: str, config: Config) -> dict[str, NDArray[np.float32]]:
+    """Tensors of what each pair's frequency is divided by, for llama3 scaling and longrope."""
     settings = _rope(config, "full_attention" if arch == "gemma3" else None)
+    if _rope_type(settings) == "longrope":
+        return {
+            f"rope_factors_{name}.weight": np.array(settings[f"{name}_factor"], np.float32)
+            for name in ("long", "short")
+        }
     if _rope_type(settings) != "llama3":
-        return None
+        return {}
     head_dim = config.get("head_dim") or _need(config, "hidden_size") // _need(
         config, "num_attention_heads"
     )
@@ -73,7 +87,67 @@ def rope_factors(arch: str, config: Config) -> NDArray[np.float32] | None:
         high=_need(settings, "high_freq_factor"),
         n_ctx_original=_need(settings, "original_max_position_embeddings"),
     )
-    return (freqs / scaled).astype(np.float32)
+    return {"rope_freqs.weight": (freqs / scaled).astype(np.float32)}
+
+
+def _experts(config: Config) -> dict[str, Any]:
+    count = "num_experts" if "num_experts" in config else "num_local_experts"
+    return {
+        "expert_count": _need(config, count),
+        "expert_used_count": _need(config, "num_experts_per_tok"),
+    }
+
+
+def _qwen3moe(config: Config) -> dict[str, Any]:
+    _only(config, "norm_topk_prob", True)
+    _only(config, "decoder_sparse_step", 1)
+    if config.get("mlp_only_layers"):
+        raise UnsupportedError("GGUF's qwen3moe has experts in every layer; this one has not")
+    width = _need(config, "moe_intermediate_size")
+    return {**_experts(config), "expert_feed_forward_length": width}
+
+
+def _gpt_oss(config: Config) -> dict[str, Any]:
+    _only(config, "swiglu_limit", 7.0)
+    _only(config, "swiglu_alpha", 1.702)
+    _only(config, "hidden_act", "silu")
+    expected = ["full_attention" if i % 2 else "sliding_attention"
+                for i in range(config["num_hidden_layers"])]  # fmt: skip
+    if list(config.get("layer_types") or expected) != expected:
+        raise UnsupportedError(
+            "GGUF's gpt-oss has sliding and full layers in turn; this checkpoint orders them "
+            f"{config['layer_types']}"
+        )
+    settings = _rope(config)
+    if _rope_type(settings) == "yarn" and settings.get("truncate") is not False:
+        raise UnsupportedError("GGUF's gpt-oss has a yarn ramp that is not rounded (truncate)")
+    return {
+        **_experts(config),
+        **_rope_metadata({k: v for k, v in settings.items() if k != "truncate"}),
+        "expert_feed_forward_length": _need(config, "intermediate_size"),
+        "attention.sliding_window": _need(config, "sliding_window"),
+    }
+
+
+def _longrope(config: Config) -> dict[str, Any]:
+    _only(config, "hidden_act", "silu")
+    settings = _rope(config)
+    original = settings.get("original_max_position_embeddings") or _need(
+        config, "original_max_position_embeddings"
+    )
+    meta = {
+        "rope.freq_base": np.float32(settings["rope_theta"]),
+        "rope.scaling.type": "longrope",
+        "rope.scaling.original_context_length": original,
+    }
+    for name in ("short_mscale", "long_mscale"):
+        if settings.get(name) is not None:
+            raise UnsupportedError(f"longrope's {name} has no counterpart in the converter")
+    scale = _need(config, "max_position_embeddings") / original
+    factor = settings.get("attention_factor")
+    if factor is None:
+        factor = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+    return {**meta, "rope.scaling.attn_factor": np.float32(factor)}
 
 
 def _granite(config: Config) -> dict[str, Any]:

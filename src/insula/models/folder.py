@@ -6,10 +6,24 @@ Pickled checkpoints (*.bin, *.pth) can run code when read and are never opened.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from insula.errors import FormatError, NotFoundError
+from insula.formats.ggml_types import GGMLType
+
+#: safetensors dtype -> (GGUF type, the NumPy type its elements are moved as)
+FLOATS: Mapping[str, tuple[GGMLType, np.dtype[Any]]] = MappingProxyType(
+    {
+        "F32": (GGMLType.F32, np.dtype("<f4")),
+        "F16": (GGMLType.F16, np.dtype("<f2")),
+        "BF16": (GGMLType.BF16, np.dtype("<u2")),
+    }
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,21 +14,10 @@ import math
 from functools import partial
 
 from insula.models import rope
-from insula.models.blocks import Block, buffers
+from insula.models.blocks import ADD, Block, decoder, embedding, logits, turning
 from insula.models.checkpoint import Checkpoint
 from insula.models.gemma3 import attention_scale
-from insula.ops.graph import (
-    Add,
-    Attention,
-    Embed,
-    Glu,
-    Graph,
-    KVSlot,
-    Logits,
-    Norm,
-    Op,
-    Rope,
-)
+from insula.ops.graph import Graph, Op, Rope
 
 CHANGES_THE_MATHS = ("expert_count", "logit_scale", "pooling_type")
 
@@ -44,62 +33,24 @@ def graph(ckpt: Checkpoint) -> Graph:
         ckpt, n_rot=d.n_rot, base=ckpt.number("rope.freq_base", 10000.0)
     )
     window = ckpt.integer("attention.sliding_window", 4096)
+    windows = [window if i % 2 == 0 else None for i in range(d.n_layers)]
     softcap = ckpt.number("attn_logit_softcapping", 50.0)
     scale = attention_scale(ckpt, d, layers_of_27b=LAYERS_OF_27B)
-    turn = partial(Rope, head_dim=d.head_dim, freqs=freqs, style="neox", mscale=mscale)
-
-    embedding = ckpt.tensor("token_embd.weight", d.n_vocab, d.n_embd)
-    ops: list[Op] = [Embed(dst="x", weight=embedding, scale=math.sqrt(d.n_embd))]
-    slots = []
+    turned = turning(d, partial(Rope, freqs=freqs, style="neox", mscale=mscale))
+    ops: list[Op] = [embedding(ckpt, d, scale=math.sqrt(d.n_embd))]
     for i in range(d.n_layers):
-        b = Block(ckpt, f"blk.{i}", eps=d.eps)
-        layer_window = window if i % 2 == 0 else None
-        slots.append(KVSlot(kv_heads=d.kv_heads, head_dim=d.head_dim, window=layer_window))
+        b = Block(ckpt, i, d)
         ops += [
-            b.norm("h", "x", "attn_norm", width=d.n_embd),
-            b.linear("q", "h", "attn_q", out=d.width_q, width=d.n_embd),
-            b.linear("k", "h", "attn_k", out=d.width_kv, width=d.n_embd),
-            b.linear("v", "h", "attn_v", out=d.width_kv, width=d.n_embd),
-            turn(buf="q", heads=d.heads),
-            turn(buf="k", heads=d.kv_heads),
-            Attention(
-                dst="a",
-                q="q",
-                k="k",
-                v="v",
-                slot=i,
-                heads=d.heads,
-                kv_heads=d.kv_heads,
-                head_dim=d.head_dim,
-                scale=scale,
-                window=layer_window,
-                softcap=softcap,
-            ),
-            b.linear("d", "a", "attn_output", out=d.n_embd, width=d.width_q),
-            b.norm("d", "d", "post_attention_norm", width=d.n_embd),
-            Add(dst="x", src="d"),
-            b.norm("h", "x", "ffn_norm", width=d.n_embd),
-            b.linear("g", "h", "ffn_gate", out=d.n_ff, width=d.n_embd),
-            b.linear("u", "h", "ffn_up", out=d.n_ff, width=d.n_embd),
-            Glu(dst="g", gate="g", up="u", act="gelu_tanh"),
-            b.linear("d", "g", "ffn_down", out=d.n_embd, width=d.n_ff),
-            b.norm("d", "d", "post_ffw_norm", width=d.n_embd),
-            Add(dst="x", src="d"),
+            b.norm("h", "x", "attn_norm"),
+            *b.qkv("h"),
+            *turned,
+            *b.attention(scale=scale, window=windows[i], softcap=softcap),
+            b.norm("d", "d", "post_attention_norm"),
+            ADD,
+            b.norm("h", "x", "ffn_norm"),
+            *b.gated("h", act="gelu_tanh"),
+            b.norm("d", "d", "post_ffw_norm"),
+            ADD,
         ]
-    last_norm = ckpt.tensor("output_norm.weight", d.n_embd)
-    output = ckpt.optional("output.weight", d.n_vocab, d.n_embd) or embedding
-    ops += [
-        Norm(dst="h", src="x", weight=last_norm, eps=d.eps),
-        Logits(src="h", weight=output, softcap=ckpt.number("final_logit_softcapping", 30.0)),
-    ]
-    return Graph(
-        arch=ckpt.arch,
-        n_vocab=d.n_vocab,
-        n_ctx_train=d.n_ctx_train,
-        n_layers=d.n_layers,
-        n_embd=d.n_embd,
-        buffers=buffers(d),
-        slots=tuple(slots),
-        ops=tuple(ops),
-        notes=ckpt.finish(),
-    )
+    ops += logits(ckpt, d, softcap=ckpt.number("final_logit_softcapping", 30.0))
+    return decoder(ckpt, d, ops, windows=windows)

@@ -11,21 +11,9 @@ from functools import partial
 
 from insula.errors import UnsupportedError
 from insula.models import rope
-from insula.models.blocks import Block, buffers
+from insula.models.blocks import ADD, Block, decoder, embedding, logits, turning
 from insula.models.checkpoint import OTHER_BACKEND, Checkpoint
-from insula.ops.graph import (
-    Add,
-    Attention,
-    Embed,
-    Glu,
-    Graph,
-    KVSlot,
-    Logits,
-    Norm,
-    Op,
-    Rope,
-    Scale,
-)
+from insula.ops.graph import Graph, Op, Rope, Scale
 
 CHANGES_THE_MATHS = (
     "expert_count",
@@ -48,57 +36,14 @@ def graph(ckpt: Checkpoint) -> Graph:
     freqs, mscale = rope.from_checkpoint(
         ckpt, n_rot=d.n_rot, base=ckpt.number("rope.freq_base", 10000.0)
     )
-    turn = partial(Rope, head_dim=d.head_dim, freqs=freqs, style="norm", mscale=mscale)
+    turned = turning(d, partial(Rope, freqs=freqs, style="norm", mscale=mscale))
     residual = Scale(buf="d", factor=ckpt.number_or_none("residual_scale") or 1.0)
-
-    embedding = ckpt.tensor("token_embd.weight", d.n_vocab, d.n_embd)
-    embedding_scale = ckpt.number_or_none("embedding_scale") or 1.0
-    ops: list[Op] = [Embed(dst="x", weight=embedding, scale=embedding_scale)]
+    scale = ckpt.number_or_none("attention.scale")
+    ops: list[Op] = [embedding(ckpt, d, scale=ckpt.number_or_none("embedding_scale") or 1.0)]
     for i in range(d.n_layers):
-        b = Block(ckpt, f"blk.{i}", eps=d.eps)
-        ops += [
-            b.norm("h", "x", "attn_norm", width=d.n_embd),
-            b.linear("q", "h", "attn_q", out=d.width_q, width=d.n_embd),
-            b.linear("k", "h", "attn_k", out=d.width_kv, width=d.n_embd),
-            b.linear("v", "h", "attn_v", out=d.width_kv, width=d.n_embd),
-            turn(buf="q", heads=d.heads),
-            turn(buf="k", heads=d.kv_heads),
-            Attention(
-                dst="a",
-                q="q",
-                k="k",
-                v="v",
-                slot=i,
-                heads=d.heads,
-                kv_heads=d.kv_heads,
-                head_dim=d.head_dim,
-                scale=ckpt.number_or_none("attention.scale") or d.head_dim**-0.5,
-            ),
-            b.linear("d", "a", "attn_output", out=d.n_embd, width=d.width_q),
-            residual,
-            Add(dst="x", src="d"),
-            b.norm("h", "x", "ffn_norm", width=d.n_embd),
-            b.linear("g", "h", "ffn_gate", out=d.n_ff, width=d.n_embd),
-            b.linear("u", "h", "ffn_up", out=d.n_ff, width=d.n_embd),
-            Glu(dst="g", gate="g", up="u", act="silu"),
-            b.linear("d", "g", "ffn_down", out=d.n_embd, width=d.n_ff),
-            residual,
-            Add(dst="x", src="d"),
-        ]
-    last_norm = ckpt.tensor("output_norm.weight", d.n_embd)
-    output = ckpt.optional("output.weight", d.n_vocab, d.n_embd) or embedding
-    ops += [
-        Norm(dst="h", src="x", weight=last_norm, eps=d.eps),
-        Logits(src="h", weight=output, scale=1 / ckpt.number("logit_scale")),
-    ]
-    return Graph(
-        arch=ckpt.arch,
-        n_vocab=d.n_vocab,
-        n_ctx_train=d.n_ctx_train,
-        n_layers=d.n_layers,
-        n_embd=d.n_embd,
-        buffers=buffers(d),
-        slots=(KVSlot(kv_heads=d.kv_heads, head_dim=d.head_dim),) * d.n_layers,
-        ops=tuple(ops),
-        notes=ckpt.finish(),
-    )
+        b = Block(ckpt, i, d)
+        ops += [b.norm("h", "x", "attn_norm"), *b.qkv("h"), *turned]
+        ops += [*b.attention(scale=scale), residual, ADD]
+        ops += [b.norm("h", "x", "ffn_norm"), *b.gated("h"), residual, ADD]
+    ops += logits(ckpt, d, scale=1 / ckpt.number("logit_scale"))
+    return decoder(ckpt, d, ops)

@@ -3,7 +3,8 @@
 RMS norm, rotary positions, grouped-query attention, SwiGLU (arXiv:2302.13971, 2307.09288).
 GGUF stores the query and key rows permuted so that each rotated pair is adjacent: style "norm".
 Qwen2 (arXiv:2407.10671) is the same block unpermuted, style "neox", with biases for q, k and v.
-Refused: experts (Mixtral), and every key that would change the maths.
+Mixtral (arXiv:2401.04088) has a mixture of experts in the feed-forward's place.
+Refused: every key that would change the maths.
 """
 
 from __future__ import annotations
@@ -12,23 +13,19 @@ from functools import partial
 from typing import Literal
 
 from insula.models import rope
-from insula.models.blocks import Block, buffers
-from insula.models.checkpoint import Checkpoint
-from insula.ops.graph import (
-    Add,
-    Attention,
-    Embed,
-    Glu,
-    Graph,
-    KVSlot,
-    Logits,
-    Norm,
-    Op,
-    Rope,
+from insula.models.blocks import (
+    ADD,
+    Block,
+    decoder,
+    embedding,
+    expert_counts,
+    logits,
+    turning,
 )
+from insula.models.checkpoint import Checkpoint
+from insula.ops.graph import Graph, Op, Rope
 
 CHANGES_THE_MATHS = (
-    "expert_count",
     "attention.scale",
     "attention.sliding_window",
     "attention.clamp_kqv",
@@ -49,54 +46,20 @@ HARMLESS = {
 def graph(ckpt: Checkpoint, *, style: Literal["norm", "neox"] = "norm") -> Graph:
     """The op list of a llama checkpoint, or of another one that differs in the rotation's style."""
     ckpt.refuse(*CHANGES_THE_MATHS)
+    if ckpt.arch != "llama":
+        ckpt.refuse("expert_count")
     d = ckpt.dims()
     freqs, mscale = rope.from_checkpoint(
         ckpt, n_rot=d.n_rot, base=ckpt.number("rope.freq_base", 10000.0)
     )
-    turn = partial(Rope, head_dim=d.head_dim, freqs=freqs, style=style, mscale=mscale)
-
-    embedding = ckpt.tensor("token_embd.weight", d.n_vocab, d.n_embd)
-    ops: list[Op] = [Embed(dst="x", weight=embedding)]
+    turned = turning(d, partial(Rope, freqs=freqs, style=style, mscale=mscale))
+    experts, used = expert_counts(ckpt) if ckpt.number_or_none("expert_count") else (0, 0)
+    ops: list[Op] = [embedding(ckpt, d)]
     for i in range(d.n_layers):
-        b = Block(ckpt, f"blk.{i}", eps=d.eps)
-        ops += [
-            b.norm("h", "x", "attn_norm", width=d.n_embd),
-            b.linear("q", "h", "attn_q", out=d.width_q, width=d.n_embd),
-            b.linear("k", "h", "attn_k", out=d.width_kv, width=d.n_embd),
-            b.linear("v", "h", "attn_v", out=d.width_kv, width=d.n_embd),
-            turn(buf="q", heads=d.heads),
-            turn(buf="k", heads=d.kv_heads),
-            Attention(
-                dst="a",
-                q="q",
-                k="k",
-                v="v",
-                slot=i,
-                heads=d.heads,
-                kv_heads=d.kv_heads,
-                head_dim=d.head_dim,
-                scale=d.head_dim**-0.5,
-            ),
-            b.linear("d", "a", "attn_output", out=d.n_embd, width=d.width_q),
-            Add(dst="x", src="d"),
-            b.norm("h", "x", "ffn_norm", width=d.n_embd),
-            b.linear("g", "h", "ffn_gate", out=d.n_ff, width=d.n_embd),
-            b.linear("u", "h", "ffn_up", out=d.n_ff, width=d.n_embd),
-            Glu(dst="g", gate="g", up="u", act="silu"),
-            b.linear("d", "g", "ffn_down", out=d.n_embd, width=d.n_ff),
-            Add(dst="x", src="d"),
-        ]
-    last_norm = ckpt.tensor("output_norm.weight", d.n_embd)
-    output = ckpt.optional("output.weight", d.n_vocab, d.n_embd) or embedding
-    ops += [Norm(dst="h", src="x", weight=last_norm, eps=d.eps), Logits(src="h", weight=output)]
-    return Graph(
-        arch=ckpt.arch,
-        n_vocab=d.n_vocab,
-        n_ctx_train=d.n_ctx_train,
-        n_layers=d.n_layers,
-        n_embd=d.n_embd,
-        buffers=buffers(d),
-        slots=(KVSlot(kv_heads=d.kv_heads, head_dim=d.head_dim),) * d.n_layers,
-        ops=tuple(ops),
-        notes=ckpt.finish(HARMLESS),
-    )
+        b = Block(ckpt, i, d)
+        ops += [b.norm("h", "x", "attn_norm"), *b.qkv("h"), *turned, *b.attention(), ADD]
+        ops += [b.norm("h", "x", "ffn_norm")]
+        ops += b.experts("h", count=experts, used=used, width=d.n_ff) if experts else b.gated("h")
+        ops += [ADD]
+    ops += logits(ckpt, d)
+    return decoder(ckpt, d, ops, experts=experts, harmless=HARMLESS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -20,7 +20,7 @@ from insula.formats.ggml_types import GGMLType
 from insula.formats.gguf import GGUFFile
 from insula.models.checkpoint import OTHER_BACKEND
 from insula.models.registry import build_graph
-from insula.ops.graph import Graph
+from insula.ops.graph import Experts, Graph
 from insula.tokenizer import Tokenizer
 
 #: What the native kernels read.
@@ -180,9 +180,11 @@ def weight_names(graph: Graph) -> list[str]:
     """The tensors that a graph's ops read, each once, in order of first use."""
     names: dict[str, None] = {}
     for op in graph.ops:
-        for f in fields(op):
-            value = getattr(op, f.name)
-            if f.name in ("weight", "bias") and value is not None:
+        tensors = ["weight", "bias", "sinks"]
+        if isinstance(op, Experts):
+            tensors = ["gate", "up", "down", "gate_bias", "up_bias", "down_bias"]
+        for name in tensors:
+            if (value := getattr(op, name, None)) is not None:
                 names[value] = None
     return list(names)
 

@@ -1,8 +1,8 @@
-"""Qwen3, the dense models (arXiv:2505.09388).
+"""Qwen3, dense and with experts (arXiv:2505.09388).
 
 A llama block whose query and key heads are normed, each head by itself, before the rotation.
 Heads are as wide as attention.key_length says (128 in the released models, whatever n_embd is);
-rotated pairs lie half a head apart: style "neox". Refused: experts (qwen3moe is its own name).
+rotated pairs lie half a head apart: style "neox". With experts it is called qwen3moe.
 """
 
 from __future__ import annotations
@@ -10,23 +10,19 @@ from __future__ import annotations
 from functools import partial
 
 from insula.models import rope
-from insula.models.blocks import Block, buffers
-from insula.models.checkpoint import Checkpoint
-from insula.ops.graph import (
-    Add,
-    Attention,
-    Embed,
-    Glu,
-    Graph,
-    KVSlot,
-    Logits,
-    Norm,
-    Op,
-    Rope,
+from insula.models.blocks import (
+    ADD,
+    Block,
+    decoder,
+    embedding,
+    expert_counts,
+    logits,
+    turning,
 )
+from insula.models.checkpoint import Checkpoint
+from insula.ops.graph import Graph, Op, Rope
 
 CHANGES_THE_MATHS = (
-    "expert_count",
     "attention.scale",
     "attention.sliding_window",
     "attn_logit_softcapping",
@@ -35,57 +31,23 @@ CHANGES_THE_MATHS = (
 )
 
 
-def graph(ckpt: Checkpoint) -> Graph:
-    """The op list of a qwen3 checkpoint."""
+def graph(ckpt: Checkpoint, *, mixture: bool = False) -> Graph:
+    """The op list of a qwen3 checkpoint, or (mixture) of a qwen3moe one."""
+    if not mixture:
+        ckpt.refuse("expert_count")
     ckpt.refuse(*CHANGES_THE_MATHS)
     d = ckpt.dims()
     freqs, mscale = rope.from_checkpoint(ckpt, n_rot=d.n_rot, base=ckpt.number("rope.freq_base"))
-    turn = partial(Rope, head_dim=d.head_dim, freqs=freqs, style="neox", mscale=mscale)
-
-    embedding = ckpt.tensor("token_embd.weight", d.n_vocab, d.n_embd)
-    ops: list[Op] = [Embed(dst="x", weight=embedding)]
+    turned = turning(d, partial(Rope, freqs=freqs, style="neox", mscale=mscale))
+    experts, used = expert_counts(ckpt) if mixture else (0, 0)
+    width = ckpt.integer("expert_feed_forward_length") if mixture else d.n_ff
+    ops: list[Op] = [embedding(ckpt, d)]
     for i in range(d.n_layers):
-        b = Block(ckpt, f"blk.{i}", eps=d.eps)
-        ops += [
-            b.norm("h", "x", "attn_norm", width=d.n_embd),
-            b.linear("q", "h", "attn_q", out=d.width_q, width=d.n_embd),
-            b.linear("k", "h", "attn_k", out=d.width_kv, width=d.n_embd),
-            b.linear("v", "h", "attn_v", out=d.width_kv, width=d.n_embd),
-            b.norm("q", "q", "attn_q_norm", width=d.head_dim, heads=d.heads),
-            b.norm("k", "k", "attn_k_norm", width=d.head_dim, heads=d.kv_heads),
-            turn(buf="q", heads=d.heads),
-            turn(buf="k", heads=d.kv_heads),
-            Attention(
-                dst="a",
-                q="q",
-                k="k",
-                v="v",
-                slot=i,
-                heads=d.heads,
-                kv_heads=d.kv_heads,
-                head_dim=d.head_dim,
-                scale=d.head_dim**-0.5,
-            ),
-            b.linear("d", "a", "attn_output", out=d.n_embd, width=d.width_q),
-            Add(dst="x", src="d"),
-            b.norm("h", "x", "ffn_norm", width=d.n_embd),
-            b.linear("g", "h", "ffn_gate", out=d.n_ff, width=d.n_embd),
-            b.linear("u", "h", "ffn_up", out=d.n_ff, width=d.n_embd),
-            Glu(dst="g", gate="g", up="u", act="silu"),
-            b.linear("d", "g", "ffn_down", out=d.n_embd, width=d.n_ff),
-            Add(dst="x", src="d"),
-        ]
-    last_norm = ckpt.tensor("output_norm.weight", d.n_embd)
-    output = ckpt.optional("output.weight", d.n_vocab, d.n_embd) or embedding
-    ops += [Norm(dst="h", src="x", weight=last_norm, eps=d.eps), Logits(src="h", weight=output)]
-    return Graph(
-        arch=ckpt.arch,
-        n_vocab=d.n_vocab,
-        n_ctx_train=d.n_ctx_train,
-        n_layers=d.n_layers,
-        n_embd=d.n_embd,
-        buffers=buffers(d),
-        slots=(KVSlot(kv_heads=d.kv_heads, head_dim=d.head_dim),) * d.n_layers,
-        ops=tuple(ops),
-        notes=ckpt.finish(),
-    )
+        b = Block(ckpt, i, d)
+        ops += [b.norm("h", "x", "attn_norm"), *b.qkv("h"), *b.head_norms(), *turned]
+        ops += [*b.attention(), ADD]
+        ops += [b.norm("h", "x", "ffn_norm")]
+        ops += b.experts("h", count=experts, used=used, width=width) if mixture else b.gated("h")
+        ops += [ADD]
+    ops += logits(ckpt, d)
+    return decoder(ckpt, d, ops, experts=experts)

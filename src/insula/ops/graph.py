@@ -18,6 +18,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+#: silu is x * sigmoid(x); gelu is x * Phi(x), by its tanh approximation or exactly.
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
+
 
 def rows_of(weight: str, start: int, stop: int) -> str:
     """The name of some of a tensor's rows."""
@@ -31,6 +34,14 @@ class Embed:
     dst: str
     weight: str
     scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Positions:
+    """dst += weight[position]: learned positions, as many as the weight has rows."""
+
+    dst: str
+    weight: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +73,19 @@ class Linear:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora:
+    """dst += up (down src) by the factors of the row's adapter; a row without one stays.
+
+    Low-rank changes of the `Linear` by `weight` (arXiv:2106.09685). The factors are not in the
+    model's file: whoever runs the graph has them, [r, in] and [out, r], by adapter and weight.
+    """
+
+    dst: str
+    src: str
+    weight: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rope:
     """Rotary position embedding in place on each head (arXiv:2104.09864).
 
@@ -80,11 +104,13 @@ class Rope:
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Causal attention over the sequence's KV slot; k and v of the row are stored first.
+    """Attention over the sequence's KV slot; k and v of the row are stored first.
 
     softmax(scale * q k^T) v with grouped query heads: query head h reads kv head
     h // (heads // kv_heads). window W: a row at position p sees positions p-W+1 .. p.
-    softcap c: scores become c * tanh(score / c).
+    softcap c: scores become c * tanh(score / c). Not causal: a row sees all of its sequence
+    that the step holds, which must be the whole sequence. sinks: a score per head that takes
+    its part of the softmax and gives no value (as gpt-oss has them; cf. arXiv:2309.17453).
     """
 
     dst: str
@@ -98,16 +124,54 @@ class Attention:
     scale: float
     window: int | None = None
     softcap: float | None = None
+    causal: bool = True
+    sinks: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Act:
+    """dst = act(src)."""
+
+    dst: str
+    src: str
+    act: Activation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Glu:
-    """dst = act(gate) * up. gelu is the tanh approximation, silu is x * sigmoid(x)."""
+    """dst = act(gate) * up."""
 
     dst: str
     gate: str
     up: str
-    act: Literal["silu", "gelu_tanh"]
+    act: Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """dst = sum over the chosen experts e of w_e * (down_e @ glu(gate_e @ src, up_e @ src)).
+
+    The `used` experts with the largest scores are chosen, the lower one first among equals. Their
+    weights are the softmax over the chosen scores, or (not among_used) over all of them, times
+    scale. Weights are [experts, out, in], biases [experts, out] (arXiv:2401.04088).
+    glu is `Glu`'s act(gate) * up, or "clamped_swiglu" of gpt-oss: with gate at most 7 and up
+    within 7 of 0, gate * sigmoid(1.702 gate) * (up + 1).
+    """
+
+    dst: str
+    src: str
+    scores: str
+    gate: str
+    up: str
+    down: str
+    gate_bias: str | None = None
+    up_bias: str | None = None
+    down_bias: str | None = None
+    experts: int
+    used: int
+    act: Activation | Literal["clamped_swiglu"] = "silu"
+    among_used: bool = True
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +200,21 @@ class Logits:
     softcap: float | None = None
 
 
-Op = Embed | Norm | Linear | Rope | Attention | Glu | Add | Scale | Logits
+Op = (
+    Embed
+    | Positions
+    | Norm
+    | Linear
+    | Lora
+    | Rope
+    | Attention
+    | Act
+    | Glu
+    | Experts
+    | Add
+    | Scale
+    | Logits
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +228,11 @@ class KVSlot:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A whole model. Buffer widths are in float32 elements per token."""
+    """A whole model. Buffer widths are in float32 elements per token.
+
+    n_ctx_switch: some models turn by other frequencies where the context is longer than this;
+    the graph is for contexts on one side of it.
+    """
 
     arch: str
     n_vocab: int
@@ -160,4 +242,5 @@ class Graph:
     buffers: dict[str, int]
     slots: tuple[KVSlot, ...]
     ops: tuple[Op, ...]
+    n_ctx_switch: int | None = None
     notes: tuple[str, ...] = field(default=())

@@ -14,8 +14,10 @@ H heads, G kv heads, E head width, P rotated pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -23,14 +25,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from insula.errors import EngineError
 from insula.ops.graph import (
+    Act,
+    Activation,
     Add,
     Attention,
     Embed,
+    Experts,
     Glu,
     Graph,
     Linear,
     Logits,
+    Lora,
     Norm,
+    Positions,
     Rope,
     Scale,
 )
@@ -47,8 +54,8 @@ class TensorSource(Protocol):
         ...
 
 
-#: attend(op, q_THE, k_TGE, v_TGE) -> a_THE: stores the rows' keys and values, then attends.
-Attend = Callable[[Attention, F32, F32, F32], F32]
+#: attend(op, q_THE, k_TGE, v_TGE, sinks_H) -> a_THE: stores keys and values, then attends.
+Attend = Callable[[Attention, F32, F32, F32, F32 | None], F32]
 
 
 def forward(graph: Graph, source: TensorSource, ids: ArrayLike) -> F32:
@@ -56,8 +63,8 @@ def forward(graph: Graph, source: TensorSource, ids: ArrayLike) -> F32:
     tokens = np.asarray(ids, dtype=np.int32)
     positions = np.arange(len(tokens), dtype=np.int32)
 
-    def attend(op: Attention, q: F32, k: F32, v: F32) -> F32:
-        return attention(op, q, k, v, positions)
+    def attend(op: Attention, q: F32, k: F32, v: F32, sinks: F32 | None) -> F32:
+        return attention(op, q, k, v, positions, sinks)
 
     return _run(graph, source.dequantize, tokens, positions, np.arange(len(tokens)), attend)
 
@@ -91,11 +98,13 @@ class ReferenceRunner:
         rows: ArrayLike,
         tables: Sequence[I32],
         logit_rows: ArrayLike,
+        adapters: ArrayLike | None = None,
     ) -> F32:
         """Run T tokens and return logits [R, V] for `logit_rows` (indices into the T rows).
 
         rows[t] is the table (sequence) of token t; a sequence's tokens are consecutive and
         ascending in position. tables[s][p // page_size] is the page that holds position p.
+        adapters: there are none here.
         """
         tokens_T = np.asarray(tokens, dtype=np.int32)
         positions_T = np.asarray(positions, dtype=np.int32)
@@ -103,7 +112,7 @@ class ReferenceRunner:
         logit_rows_R = np.asarray(logit_rows, dtype=np.int64)
         spans = self._spans(tokens_T, positions_T, rows_T, tables)
 
-        def attend(op: Attention, q: F32, k: F32, v: F32) -> F32:
+        def attend(op: Attention, q: F32, k: F32, v: F32, sinks: F32 | None) -> F32:
             a = np.empty_like(q)
             keys, values = self._keys[op.slot], self._values[op.slot]
             for start, stop, pages in spans:
@@ -112,7 +121,7 @@ class ReferenceRunner:
                 values[pages[p // self.page_size], p % self.page_size] = v[start:stop]
                 seen = np.arange(p[-1] + 1)
                 at = pages[seen // self.page_size], seen % self.page_size
-                a[start:stop] = attention(op, q[start:stop], keys[at], values[at], p)
+                a[start:stop] = attention(op, q[start:stop], keys[at], values[at], p, sinks)
             return a
 
         return _run(self.graph, self._weight, tokens_T, positions_T, logit_rows_R, attend)
@@ -180,6 +189,8 @@ def _run(
         match op:
             case Embed():
                 bufs[op.dst] = weight(op.weight)[tokens] * np.float32(op.scale)
+            case Positions():
+                bufs[op.dst] = bufs[op.dst] + weight(op.weight)[positions]
             case Norm():
                 bufs[op.dst] = norm(
                     bufs[op.src],
@@ -192,6 +203,8 @@ def _run(
             case Linear():
                 y = bufs[op.src] @ weight(op.weight).T
                 bufs[op.dst] = y if op.bias is None else y + weight(op.bias)
+            case Lora():
+                raise EngineError("the reference has no adapters; merge the adapter's weights")
             case Rope():
                 x_THE = bufs[op.buf].reshape(n, op.heads, op.head_dim)
                 bufs[op.buf] = rope(
@@ -201,10 +214,14 @@ def _run(
                 q_THE = bufs[op.q].reshape(n, op.heads, op.head_dim)
                 k_TGE = bufs[op.k].reshape(n, op.kv_heads, op.head_dim)
                 v_TGE = bufs[op.v].reshape(n, op.kv_heads, op.head_dim)
-                bufs[op.dst] = attend(op, q_THE, k_TGE, v_TGE).reshape(n, -1)
+                sinks = None if op.sinks is None else weight(op.sinks)
+                bufs[op.dst] = attend(op, q_THE, k_TGE, v_TGE, sinks).reshape(n, -1)
+            case Act():
+                bufs[op.dst] = ACTIVATIONS[op.act](bufs[op.src])
             case Glu():
-                act = silu if op.act == "silu" else gelu_tanh
-                bufs[op.dst] = act(bufs[op.gate]) * bufs[op.up]
+                bufs[op.dst] = ACTIVATIONS[op.act](bufs[op.gate]) * bufs[op.up]
+            case Experts():
+                bufs[op.dst] = experts(op, bufs[op.src], bufs[op.scores], weight)
             case Add():
                 bufs[op.dst] = bufs[op.dst] + bufs[op.src]
             case Scale():
@@ -250,11 +267,18 @@ def rope(
     return y
 
 
-def attention(op: Attention, q_THE: F32, k_SGE: F32, v_SGE: F32, positions_T: I32) -> F32:
-    """softmax(scale * q k^T) v, causal; k and v are positions 0..S-1 of the one sequence."""
+def attention(
+    op: Attention,
+    q_THE: F32,
+    k_SGE: F32,
+    v_SGE: F32,
+    positions_T: I32,
+    sinks_H: F32 | None = None,
+) -> F32:
+    """softmax(scale * q k^T) v; k and v are positions 0..S-1 of the one sequence."""
     group = op.heads // op.kv_heads
     seen_S = np.arange(len(k_SGE))
-    hidden_TS = seen_S > positions_T[:, None]
+    hidden_TS = (seen_S > positions_T[:, None]) & op.causal
     if op.window is not None:
         hidden_TS |= seen_S <= positions_T[:, None] - op.window
     out_THE = np.empty_like(q_THE)
@@ -263,8 +287,48 @@ def attention(op: Attention, q_THE: F32, k_SGE: F32, v_SGE: F32, positions_T: I3
         scores_TS *= np.float32(op.scale)
         scores_TS = softcapped(scores_TS, op.softcap)
         scores_TS[hidden_TS] = -np.inf
-        out_THE[:, h] = softmax(scores_TS) @ v_SGE[:, h // group]
+        if sinks_H is not None:
+            sink_T1 = np.full((len(scores_TS), 1), sinks_H[h])
+            scores_TS = np.concatenate([scores_TS, sink_T1], axis=1)
+        out_THE[:, h] = softmax(scores_TS)[:, : len(seen_S)] @ v_SGE[:, h // group]
     return out_THE
+
+
+def experts(op: Experts, x_TD: F32, scores_TX: F32, weight: Callable[[str], F32]) -> F32:
+    """Each chosen expert's output, weighted and added (X experts)."""
+    chosen_TU = np.argsort(-scores_TX, axis=-1, kind="stable")[:, : op.used]
+    weights_TU = np.take_along_axis(scores_TX, chosen_TU, axis=-1)
+    if op.among_used:
+        weights_TU = softmax(weights_TU)
+    else:
+        weights_TU = np.take_along_axis(softmax(scores_TX), chosen_TU, axis=-1)
+    gate, up, down = weight(op.gate), weight(op.up), weight(op.down)
+
+    def product(x: F32, w_XOI: F32, bias: str | None, e: int) -> F32:
+        y: F32 = x @ w_XOI[e].T
+        return y if bias is None else y + weight(bias)[e]
+
+    out_TD = np.zeros((len(x_TD), down.shape[1]), np.float32)
+    for e in range(op.experts):
+        t, u = np.nonzero(chosen_TU == e)
+        if not len(t):
+            continue
+        g_TF = product(x_TD[t], gate, op.gate_bias, e)
+        u_TF = product(x_TD[t], up, op.up_bias, e)
+        if op.act == "clamped_swiglu":
+            y_TF = clamped_swiglu(g_TF, u_TF)
+        else:
+            y_TF = ACTIVATIONS[op.act](g_TF) * u_TF
+        y = product(y_TF, down, op.down_bias, e)
+        np.add.at(out_TD, t, y * (weights_TU[t, u] * np.float32(op.scale))[:, None])
+    return out_TD
+
+
+def clamped_swiglu(gate: F32, up: F32) -> F32:
+    """gpt-oss's gate: g sigmoid(1.702 g) (u + 1) of clamped g and u (its reference code)."""
+    g, u = np.minimum(gate, np.float32(7)), np.clip(up, np.float32(-7), np.float32(7))
+    y: F32 = g / (1 + np.exp(np.float32(-1.702) * g)) * (u + 1)
+    return y
 
 
 def softmax(x: F32) -> F32:
@@ -294,3 +358,22 @@ def gelu_tanh(x: F32) -> F32:
     inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
     y: F32 = np.float32(0.5) * x * (1 + np.tanh(inner))
     return y
+
+
+def gelu(x: F32) -> F32:
+    """x * Phi(x) (arXiv:1606.08415), Phi by math.erf in float64."""
+    phi = 0.5 * (1 + _erf(x.astype(np.float64) / math.sqrt(2)))
+    y: F32 = (x * phi).astype(np.float32)
+    return y
+
+
+def relu(x: F32) -> F32:
+    """max(x, 0)."""
+    return np.maximum(x, np.float32(0))
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+ACTIVATIONS: Mapping[Activation, Callable[[F32], F32]] = MappingProxyType(
+    {"silu": silu, "gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu}
+)
