@@ -22,7 +22,7 @@ from insula.config import folder, parse_size, settings
 from insula.engine.backends import require
 from insula.engine.load import CACHE_DIR_BYTES, Loaded, Options, load
 from insula.engine.options import samples, sampling_params
-from insula.engine.request import Conversation, Handle, Request, TextEngine, Tokenizer
+from insula.engine.request import Handle, Request, TextEngine, Tokenizer
 from insula.engine.stream import Stream
 from insula.errors import ConfigError, UnsupportedError
 from insula.types import Completion, Message, ModelInfo, SamplingParams
@@ -317,11 +317,21 @@ class LLM:
     ) -> Stream:
         """As `chat`, chunk by chunk; reasoning comes in the chunks' `reasoning`, not in text."""
         from insula.chat import prompt as chat_prompt
+        from insula.chat import whole
         from insula.chat.reply import Reply
 
-        if self._whole_conversation(messages):
-            return self._converse(
-                messages, params, template, tools, template_arguments, overflow, salt, options
+        if whole.wanted(self._engine, messages):
+            names = ("template", "tools", "template_arguments", "overflow", "salt")
+            return whole.stream(
+                self._engine,
+                messages,
+                sampling_params(params, options, others=names),
+                template=template,
+                tools=tools,
+                arguments=template_arguments,
+                overflow=overflow,
+                salt=salt,
+                notes=self.model_info.notes,
             )
         messages = chat_prompt.plain_messages(messages)
         chat_prompt.check_overflow(overflow)
@@ -348,61 +358,6 @@ class LLM:
             dropped_tokens=prompt.dropped_tokens,
         )
         return Stream(self._engine.submit(request), on_chunk=reply.chunk, on_end=reply.whole)
-
-    def _whole_conversation(self, messages: Any) -> bool:
-        """Whether the engine is given the messages as they are. Raises UnsupportedError for parts
-        that it cannot take."""
-        from insula.chat import media
-
-        needed = media.needs(messages)
-        for capability in needed:
-            require(self._engine.name, capability)
-        if needed and "media" not in self._engine.takes:
-            raise UnsupportedError(
-                f"the model was loaded without its projector, and cannot take {' or '.join(needed)}"
-                " input; give its file as mmproj=",
-                backend=self._engine.name,
-            )
-        return bool(needed) or "conversation" in self._engine.takes
-
-    def _converse(
-        self,
-        messages: Sequence[Message],
-        params: SamplingParams | None,
-        template: ChatTemplate | str | None,
-        tools: Sequence[Mapping[str, Any]] | None,
-        template_arguments: Mapping[str, Any] | None,
-        overflow: str,
-        salt: str,
-        options: Mapping[str, Any],
-    ) -> Stream:
-        """The answer of an engine that has the template itself."""
-        from insula.chat import media
-
-        name = self._engine.name
-        for what, given in (
-            ("a template", template is not None),
-            (f"overflow={overflow!r}", overflow != "error"),
-        ):
-            if given:
-                raise UnsupportedError(
-                    f"the {name} backend cannot take {what} here: the conversation becomes tokens "
-                    "where the model runs",
-                    backend=name,
-                )
-        conversation = Conversation(
-            messages=tuple(media.media_messages(messages, remote=name == "remote")),
-            tools=None if tools is None else tuple(tools),
-            arguments={} if template_arguments is None else dict(template_arguments),
-        )
-        request = Request(
-            conversation=conversation,
-            params=sampling_params(params, options),
-            salt=salt,
-            continues=False,
-            notes=self.model_info.notes,
-        )
-        return Stream(self._engine.submit(request))
 
     def chat_session(
         self,

@@ -141,6 +141,12 @@ class TestOptions:
             remote.chat(MESSAGES, temperatur=1)
 
 
+def test_messages_that_json_cannot_hold(remote: LLM) -> None:
+    for messages in ([{"role": "user", "content": "a", "extra": b"b"}], "text", [{"content": "a"}]):
+        with pytest.raises(ConfigError, match="messages"):
+            remote.chat(messages, **PLAIN)  # type: ignore[arg-type]
+
+
 class TestWhatNeedsAVocabulary:
     def test_names_the_backend(self, remote: LLM) -> None:
         calls = [
