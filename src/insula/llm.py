@@ -322,7 +322,7 @@ class LLM:
 
         if whole.wanted(self._engine, messages):
             names = ("template", "tools", "template_arguments", "overflow", "salt")
-            return whole.stream(
+            handle = whole.submit(
                 self._engine,
                 messages,
                 sampling_params(params, options, others=names),
@@ -333,6 +333,7 @@ class LLM:
                 salt=salt,
                 notes=self.model_info.notes,
             )
+            return Stream(handle)
         messages = chat_prompt.plain_messages(messages)
         chat_prompt.check_overflow(overflow)
         names = ("template", "tools", "template_arguments", "overflow", "salt")
@@ -377,15 +378,17 @@ class LLM:
         """
         from insula.chat.session import ChatSession
 
-        if "conversation" in self._engine.takes:
+        names = ("system", "template", "tools", "template_arguments", "overflow", "salt")
+        chat_format = None
+        if "conversation" not in self._engine.takes:
+            chat_format = self._chat_format(template, tools, template_arguments)
+            chat_format.template.prepare()
+        elif template is not None or tools or template_arguments or overflow != "error":
             raise UnsupportedError(
-                f"the {self._engine.name} backend has no chat sessions: nothing is kept between "
-                "two turns; keep the messages yourself and use chat()",
+                f"the {self._engine.name} backend's sessions cannot take template, tools, "
+                "template_arguments or an overflow: the template is the server's",
                 backend=self._engine.name,
             )
-        names = ("system", "template", "tools", "template_arguments", "overflow", "salt")
-        chat_format = self._chat_format(template, tools, template_arguments)
-        chat_format.template.prepare()
         return ChatSession(
             self._engine,
             chat_format,

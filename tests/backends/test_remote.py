@@ -82,6 +82,27 @@ def test_chats(server: OpenAIServer, remote: LLM) -> None:
     assert server.bodies[-1]["messages"] == MESSAGES
 
 
+def test_sessions(server: OpenAIServer, remote: LLM) -> None:
+    with (
+        server.llm.chat_session(system="Be brief.", **PLAIN) as ours,
+        remote.chat_session(system="Be brief.", **PLAIN) as theirs,
+    ):
+        for question in ("hello", "and then?"):
+            assert theirs.send(question).text == ours.send(question).text
+        assert theirs.messages == ours.messages
+        assert theirs.regenerate(seed=1).text == ours.regenerate(seed=1).text
+        server.faults.append(answer(500, {}))
+        before = list(theirs.messages)
+        with pytest.raises(RemoteError):
+            theirs.send("more")
+        assert theirs.messages == before
+        server.faults.append(drip("more "))
+        stream = theirs.stream("on")
+        next(stream)
+        stream.close()
+        assert theirs.messages[-1]["content"].startswith("more ")
+
+
 def test_log_probabilities(server: OpenAIServer, remote: LLM) -> None:
     ours = server.llm.generate("the quick brown", logprobs=2, **PLAIN).logprobs
     theirs = remote.generate("the quick brown", logprobs=2, **PLAIN).logprobs
@@ -156,7 +177,8 @@ class TestWhatNeedsAVocabulary:
             lambda: remote.logits([1, 2]),
             lambda: remote.perplexity("hello there"),
             lambda: remote.generate("a", overflow="stop", **PLAIN),
-            lambda: remote.chat_session(),
+            lambda: remote.chat_session(template="chatml"),
+            lambda: remote.chat_session(overflow="drop_oldest"),
             lambda: remote.chat(MESSAGES, template="chatml", **PLAIN),
             lambda: remote.chat(MESSAGES, overflow="drop_oldest", **PLAIN),
             lambda: remote.chat(MESSAGES, tools=[{"type": "function"}], **PLAIN),

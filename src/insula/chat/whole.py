@@ -12,8 +12,7 @@ from typing import Any
 
 from insula.chat import media
 from insula.engine.backends import require
-from insula.engine.request import Conversation, Request, TextEngine
-from insula.engine.stream import Stream
+from insula.engine.request import Conversation, Handle, Request, TextEngine
 from insula.errors import ConfigError, UnsupportedError
 from insula.types import SamplingParams
 
@@ -33,19 +32,22 @@ def wanted(engine: TextEngine, messages: Any) -> bool:
     return bool(needed) or "conversation" in engine.takes
 
 
-def stream(
+def submit(
     engine: TextEngine,
     messages: Any,
     params: SamplingParams,
     *,
-    template: object,
-    tools: Sequence[Mapping[str, Any]] | None,
-    arguments: Mapping[str, Any] | None,
+    template: object = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    arguments: Mapping[str, Any] | None = None,
     overflow: str,
     salt: str,
     notes: tuple[str, ...],
-) -> Stream:
-    """The answer. Raises ConfigError (messages), UnsupportedError (what needs a template here)."""
+) -> Handle:
+    """Queue the answer.
+
+    Raises ConfigError (messages), UnsupportedError (what would need the template here).
+    """
     for what, given in (
         ("a template", template is not None),
         (f"overflow={overflow!r}", overflow != "error"),
@@ -71,4 +73,4 @@ def stream(
     request = Request(
         conversation=conversation, params=params, salt=salt, continues=False, notes=notes
     )
-    return Stream(engine.submit(request))
+    return engine.submit(request)

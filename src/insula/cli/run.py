@@ -213,7 +213,9 @@ def run(
                 as_json=as_json,
             )
             return
-        policy = cast("Overflow", overflow or "drop_oldest")
+        # A server's context is not known here, and nothing can be dropped to fit it.
+        usual = "error" if llm.model_info.engine == "remote" else "drop_oldest"
+        policy = cast("Overflow", overflow or usual)
         with llm.chat_session(system=system, template=template, overflow=policy) as session:
             from insula.cli.chat_loop import ChatLoop
 
