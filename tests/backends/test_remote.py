@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,6 +161,15 @@ class TestOptions:
             remote.generate("a", top_p=3.0)
         with pytest.raises(ConfigError, match="did you mean temperature"):
             remote.chat(MESSAGES, temperatur=1)
+
+
+def test_a_cache_folder_that_cannot_be_had_is_said(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("INSULA_CACHE_DIR", str(tmp_path))
+    with LLM(server.model) as llm:
+        notes = llm.generate("a", **PLAIN).report.notes
+    assert any("the remote engine has no cache_dir" in line for line in notes)
 
 
 def test_messages_that_json_cannot_hold(remote: LLM) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from insula.config import Settings
 from insula.engine.backends.base import backend
 from insula.engine.backends.remote import connect
 from insula.engine.backends.remote_http import SCHEME, SILENT_SECONDS, parse_address
-from insula.engine.load import Loaded
+from insula.engine.load import NO_DISK_CACHE, Loaded
 from insula.errors import ConfigError, UnsupportedError
 
 MOST_SECONDS = 86_400
@@ -54,7 +55,7 @@ def load_remote(
     remote = connect(
         parse_address(model), api_key=key, timeout=float(timeout), max_running=max_running
     )
-    return Loaded(engine=remote, info=remote.info, close=remote.close)
+    return _noted(Loaded(engine=remote, info=remote.info, close=remote.close), env)
 
 
 def load_folder(
@@ -78,13 +79,22 @@ def load_folder(
     from insula.engine.backends.transformers import open_folder
 
     reason = "asked for" if engine == "transformers" else "the model is a checkpoint folder"
-    return open_folder(
+    loaded = open_folder(
         Path(model).expanduser(),
         n_ctx=asked["n_ctx"],
         n_threads=asked["n_threads"] or env.threads,
         gpu_layers=asked["gpu_layers"],
         reason=reason,
     )
+    return _noted(loaded, env)
+
+
+def _noted(loaded: Loaded, env: Settings) -> Loaded:
+    """With a note on what the environment asks for and cannot be had."""
+    if env.cache_dir is None:
+        return loaded
+    note = NO_DISK_CACHE.format(backend=loaded.info.engine)
+    return replace(loaded, info=replace(loaded.info, notes=(*loaded.info.notes, note)))
 
 
 def _refuse(name: str, asked: Mapping[str, Any], taken: set[str]) -> None:
