@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from backends.tiny_projector import data_url, png, write_projector
+from backends.tiny_projector import data_url, png, wav, write_listener, write_projector
 from insula import LLM
 from insula.errors import ConfigError, ContextOverflowError, InsulaError, UnsupportedError
 
@@ -76,6 +76,18 @@ def test_text_alone_gives_what_it_gives_without_a_projector(seeing: LLM, tiny_mo
         assert seeing.chat(messages, **GREEDY).text == blind.chat(messages, **GREEDY).text
         prompt = "the quick brown"
         assert seeing.generate(prompt, **GREEDY).text == blind.generate(prompt, **GREEDY).text
+
+
+def test_an_answer_depends_on_the_sound(tiny_model: Path, tmp_path: Path) -> None:
+    low, high = (sound(base64.b64encode(wav(hertz)).decode()) for hertz in (440, 3000))
+    listener = write_listener(tmp_path / "listener.gguf")
+    with LLM(tiny_model, mmproj=listener, n_ctx=256, n_threads=1) as llm:
+        heard = [llm.chat(messages, **GREEDY) for messages in (low, high, low)]
+        assert heard[0].text != heard[1].text
+        assert heard[0].text == heard[2].text
+        assert heard[0].report.prompt_tokens >= 75
+        with pytest.raises(InsulaError, match="image input is not supported"):
+            llm.chat(ask(RED), **GREEDY)
 
 
 def test_ids_that_no_text_becomes(seeing: LLM) -> None:
