@@ -29,20 +29,29 @@ def streamed(
     llm: LLM, state: TokenState, ids: Sequence[int], params: SamplingParams
 ) -> Iterator[Piece]:
     """The engine's answer. What it refuses is raised here, before the first piece."""
-    return _pieces(llm.stream(list(ids), params), state, list(ids))
+    sequence = list(ids)
+
+    def ended(token_ids: list[int], finish: Finish) -> None:
+        # The last token of an answer that was cut off has been chosen, not evaluated.
+        state.ids = sequence + (token_ids[:-1] if finish == "length" else token_ids)
+        state.logits = None
+
+    return pieces(llm.stream(sequence, params), ended)
 
 
-def _pieces(stream: Stream, state: TokenState, ids: list[int]) -> Iterator[Piece]:
+def pieces(
+    stream: Stream, ended: Callable[[list[int], Finish], None] | None = None
+) -> Iterator[Piece]:
+    """An answer of the engine's. ended: told its tokens and the reason, before the last piece."""
+    token_ids: list[int] = []
     with theirs():
         for chunk in stream:
             finish: Finish | None = None
             if chunk.finish_reason is not None:
                 finish = "length" if chunk.finish_reason == "length" else "stop"
-            ids += chunk.token_ids
-            if finish is not None:
-                # The last token of an answer that was cut off has been chosen, not evaluated.
-                state.ids = ids[:-1] if finish == "length" else ids
-                state.logits = None
+            token_ids += chunk.token_ids
+            if finish is not None and ended is not None:
+                ended(token_ids, finish)
             yield Piece(
                 text=chunk.text,
                 token_ids=chunk.token_ids,

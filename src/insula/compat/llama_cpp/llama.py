@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from insula.chat import media
 from insula.compat.llama_cpp import answers, chatting
 from insula.compat.llama_cpp import constants as c
 from insula.compat.llama_cpp.answers import Head
@@ -92,7 +93,7 @@ class Llama(SteppedModel):
         lora_path: str | None = None,
         numa: bool | int = False,
         chat_format: str | None = None,
-        chat_handler: Callable[..., Any] | None = None,
+        chat_handler: Any | None = None,
         draft_model: Any | None = None,
         tokenizer: Any | None = None,
         type_k: int | None = None,
@@ -108,7 +109,8 @@ class Llama(SteppedModel):
         draw one per completion. n_ctx: 0 takes what the model was trained for. n_batch, n_ubatch:
         checked, without effect on results. last_n_tokens_size: how many last tokens the
         penalties see. logits_all: keep every row of logits in `scores` (slower).
-        chat_handler: called in place of the model's template, as in llama-cpp-python.
+        chat_handler: a function, called in place of the model's template as in llama-cpp-python; or
+            one of `llama_chat_format`, for images.
         The others are in `loading`: without effect (a UserWarning, and a line in `notes`), or
         refused.
 
@@ -119,10 +121,14 @@ class Llama(SteppedModel):
         self._llm: LLM | None = None
         plan = loading(given, kwargs)
         on_gpu, gpu_notes = gpu(n_gpu_layers)
+        from insula.compat.llama_cpp.llama_chat_format import MTMDChatHandler
         from insula.llm import LLM
 
+        projector: dict[str, Any] = {}
+        if isinstance(chat_handler, MTMDChatHandler):
+            projector = {"mmproj": chat_handler.clip_model_path}
         with theirs():
-            llm = LLM(model_path, **plan.options, **on_gpu)
+            llm = LLM(model_path, **plan.options, **on_gpu, **projector)
         self._llm = llm
         self.model_path = model_path
         self.verbose = verbose
@@ -325,10 +331,13 @@ class Llama(SteppedModel):
         and are refused. logprobs with top_logprobs None counts no alternatives.
         """
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        if self.chat_handler is not None:
+        if callable(self.chat_handler):
             answer: CreateChatCompletionResponse = self.chat_handler(llama=self, **arguments)
             return answer
         chatting.refuse_forced(response_format, tool_choice, function_call)
+        if media.needs(messages):
+            seen: CreateChatCompletionResponse = self._seen(messages, arguments)
+            return seen
         with theirs():
             ids = self._template.prompt(
                 messages, chatting.offered(tools, functions), tool_choice or function_call
@@ -340,6 +349,24 @@ class Llama(SteppedModel):
         arguments["logprobs"] = (top_logprobs or 0) if logprobs else None
         completion: Any = self.create_completion(prompt=ids, **arguments)
         return answers.chat_chunks(completion) if stream else answers.chat(completion)
+
+    def _seen(self, messages: Any, arguments: Mapping[str, Any]) -> Any:
+        """The answer to a conversation with images or sound."""
+        from insula.compat.llama_cpp.llama_chat_format import seen
+
+        for name in ("grammar", "logits_processor", "tools", "functions"):
+            if arguments[name]:
+                raise NotHereError(f"{name}: cannot be had together with images or sound")
+        model = arguments["model"]
+        return seen(
+            self._open(),
+            messages,
+            arguments,
+            head=Head(model=self.model_path if model is None else model),
+            last_n=self.last_n_tokens_size,
+            seed=self._next_seed(arguments["seed"]),
+            shown=self._shown,
+        )
 
     def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:
         """As `create_chat_completion`, in the openai package's types. ImportError without it."""
