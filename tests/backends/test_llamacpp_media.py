@@ -121,6 +121,13 @@ class TestRefusals:
         ):
             llm.chat(ask(RED), **GREEDY)
 
+    def test_sessions_take_text_alone(self, seeing: LLM) -> None:
+        with (
+            seeing.chat_session(**GREEDY) as session,
+            pytest.raises(ConfigError, match="a part of type 'image_url'; allowed: text"),
+        ):
+            session.send(ask(RED)[0])
+
     @pytest.mark.parametrize(
         "url",
         [
