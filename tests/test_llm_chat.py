@@ -459,7 +459,7 @@ def test_a_text_in_parts_is_joined(llm: LLM) -> None:
         ({"role": "assistant", "content": None}, "is None"),
         ({"role": "user", "content": 7}, "is int"),
         ({"role": "user", "content": {"type": "text"}}, "is dict"),
-        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "'image_url'"),
+        ({"role": "user", "content": [{"type": "picture", "data": {}}]}, "'picture'"),
         ({"role": "user", "content": [{"type": "text", "text": 1}]}, "a part of"),
         ({"role": "user", "content": ["a"]}, "a part of str"),
     ],

@@ -11,12 +11,12 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from insula.errors import ConfigError
 
-ENGINES = ("auto", "native", "reference", "llamacpp")
+ENGINES = ("auto", "native", "reference", "llamacpp", "transformers", "remote")
 KV_TYPES = ("f16", "int8", "f32")
 WEIGHTS = ("memory", "mmap")
 ISAS = (
@@ -42,6 +42,7 @@ class Settings:
     cache_dir, cache_dir_bytes: where prefixes are kept for the next run, and how much of them
         (INSULA_CACHE_DIR, INSULA_CACHE_DIR_BYTES).
     language: language of the program's texts, en or es (INSULA_LANG, else the locale).
+    remote_api_key: what a remote server is shown (INSULA_REMOTE_API_KEY).
     hub_endpoint, hub_token, offline: HF_ENDPOINT, HF_TOKEN, INSULA_OFFLINE or HF_HUB_OFFLINE.
     """
 
@@ -54,6 +55,7 @@ class Settings:
     cache_dir: Path | None
     cache_dir_bytes: int | None
     language: str
+    remote_api_key: str | None = field(repr=False)
     hub_endpoint: str
     hub_token: str | None
     offline: bool
@@ -82,6 +84,7 @@ def settings(env: Mapping[str, str] | None = None) -> Settings:
         if cache_dir_bytes
         else None,
         language=_language(env),
+        remote_api_key=get("INSULA_REMOTE_API_KEY") or None,
         hub_endpoint=(get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"),
         hub_token=get("HF_TOKEN") or None,
         offline=any(

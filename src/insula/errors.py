@@ -14,6 +14,7 @@ InsulaError                    the root; `exit_code` is what the command line re
 │   ├── OfflineError           nothing answered
 │   └── ChecksumError          the bytes are not the ones promised
 └── EngineError                the engine failed while it ran
+    └── RemoteError            another server refused, failed or fell silent; carries `status`
 
 A message says what was found, what is allowed, and what to do next.
 """
@@ -111,3 +112,24 @@ class ChecksumError(DownloadError):
 
 class EngineError(InsulaError):
     """The engine failed while it ran."""
+
+
+class RemoteError(EngineError):
+    """A server that runs the model refused, failed, or stopped answering.
+
+    `status`: of HTTP, None where there was no answer. `retry_after`: seconds that the server asked
+    to wait, None where it did not say. `retryable`: whether the same call may work later.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        retryable: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+        self.retryable = retryable

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from insula.config import folder, parse_size, settings
-from insula.engine.load import CACHE_DIR_BYTES, Options, load
+from insula.engine.backends import require
+from insula.engine.load import CACHE_DIR_BYTES, Loaded, Options, load
 from insula.engine.options import samples, sampling_params
 from insula.engine.request import Handle, Request, TextEngine, Tokenizer
 from insula.engine.stream import Stream
@@ -65,16 +66,23 @@ class LLM:
         cache_dir: str | os.PathLike[str] | None = None,
         cache_dir_bytes: int | str | None = None,
         adapters: Adapters | None = None,
+        gpu_layers: int | None = None,
+        mmproj: str | os.PathLike[str] | None = None,
+        api_key: str | None = None,
+        timeout: float | None = None,
         download: bool = False,
         progress: Progress | None = None,
     ) -> None:
         """Load a model.
 
-        model: a path to a GGUF file, a name such as smollm2:135m or hf.co/owner/repo[:quant].
+        model: a path to a GGUF file, a name such as smollm2:135m or hf.co/owner/repo[:quant], a
+            folder with a checkpoint in Hugging Face form, or a model on another server that speaks
+            OpenAI's routes: remote:http://host:8000/v1#model.
         n_ctx: tokens of context; None chooses as many as kv_memory allows, at most what the
             model was trained for, and says so in every report.
         n_threads: compute threads; None: one per physical core that this process may use.
-        engine: auto (default, or INSULA_ENGINE), native, llamacpp, reference.
+        engine: auto (default, or INSULA_ENGINE), native, llamacpp, reference, transformers (a
+            folder), remote (an address).
         kv_type: how keys and values are kept: f16, int8 (about half the memory, a small loss, see
             docs/performance.md) or f32.
         kv_memory: what the KV cache may take, in bytes or such as "2G"; None: 1 GiB or a
@@ -97,15 +105,47 @@ class LLM:
             What was used longest ago goes first.
         adapters: low-rank adapters (LoRA) by name, each a GGUF file or a PEFT folder; a request
             names the one it goes through. A list of paths: each by its file's or folder's name.
+        gpu_layers: layers on a GPU, -1 for all, by llama.cpp where its wheel can use one here; with
+            engine="auto" and none, the model runs on the CPU and a note says so. None: what the
+            backend does by itself.
+        mmproj: the file of the model's projector, with which llama.cpp takes images and sound in a
+            conversation (`chat.media`).
+        api_key: what a remote server is shown; None: INSULA_REMOTE_API_KEY. timeout: seconds for
+            which it may say nothing; None: 300.
         download: fetch a model that is not here yet; progress is told how far it is.
 
         Raises ConfigError, NotFoundError, FormatError, UnsupportedError, TokenizerError,
-        ResourceError, and DownloadError if it may download.
+        ResourceError, RemoteError for a server, and DownloadError if it may download.
         """
+        from insula.engine.load_elsewhere import is_address, is_folder, load_folder, load_remote
         from insula.hub import advice
         from insula.hub.resolve import locate
 
         env = settings()
+        if is_address(model) or is_folder(model):
+            if engine is None and env.engine != "auto":
+                engine = env.engine
+            asked = {
+                "n_ctx": n_ctx,
+                "n_threads": n_threads,
+                "kv_type": None if kv_type == "f16" else kv_type,
+                "kv_memory": kv_memory,
+                "speculate": None if speculate == "off" else speculate,
+                "draft_tokens": draft_tokens,
+                "weights": weights,
+                "cache_dir": cache_dir or None,
+                "cache_dir_bytes": cache_dir_bytes,
+                "gpu_layers": gpu_layers,
+                "mmproj": mmproj,
+                "api_key": api_key,
+                "timeout": timeout,
+            }
+            elsewhere = load_remote if is_address(model) else load_folder
+            self._take(elsewhere(os.fspath(model), engine or "auto", asked, env, max_running))
+            return
+        for name, value in (("api_key", api_key), ("timeout", timeout)):
+            if value is not None:
+                raise ConfigError(f"{name}: is for a remote server, and the model is not on one")
         if kv_memory is None:
             kv_memory = env.kv_memory
         if cache_dir is None:
@@ -140,8 +180,13 @@ class LLM:
                 cache_dir=None if cache_dir in (None, "") else folder(cache_dir, name="cache_dir"),
                 cache_dir_bytes=parse_size(cache_dir_bytes, name="cache_dir_bytes"),
                 adapters=named_adapters(adapters),
+                gpu_layers=gpu_layers,
+                mmproj=None if mmproj is None else Path(mmproj).expanduser(),
             ),
         )
+        self._take(loaded)
+
+    def _take(self, loaded: Loaded) -> None:
         self.model_info: ModelInfo = loaded.info
         self._engine: TextEngine = loaded.engine
         self._close: Callable[[], None] = loaded.close
@@ -153,7 +198,7 @@ class LLM:
 
     @property
     def n_ctx(self) -> int:
-        """Most tokens of prompt and completion together."""
+        """Most tokens of prompt and completion together; 0 where a server does not say."""
         return self._engine.n_ctx
 
     @overload
@@ -294,8 +339,25 @@ class LLM:
     ) -> Stream:
         """As `chat`, chunk by chunk; reasoning comes in the chunks' `reasoning`, not in text."""
         from insula.chat import prompt as chat_prompt
+        from insula.chat import whole
         from insula.chat.reply import Reply
 
+        if whole.wanted(self._engine, messages):
+            names = ("template", "tools", "template_arguments", "overflow", "salt")
+            self._check_adapter(adapter)
+            handle = whole.submit(
+                self._engine,
+                messages,
+                sampling_params(params, options, others=names),
+                template=template,
+                tools=tools,
+                arguments=template_arguments,
+                overflow=overflow,
+                salt=salt,
+                notes=self.model_info.notes,
+            )
+            return Stream(handle)
+        self._check_adapter(adapter)
         messages = chat_prompt.plain_messages(messages)
         chat_prompt.check_overflow(overflow)
         names = ("template", "tools", "template_arguments", "overflow", "salt", "adapter")
@@ -343,8 +405,17 @@ class LLM:
         from insula.chat.session import ChatSession
 
         names = ("system", "template", "tools", "template_arguments", "overflow", "salt", "adapter")
-        chat_format = self._chat_format(template, tools, template_arguments)
-        chat_format.template.prepare()
+        self._check_adapter(adapter)
+        chat_format = None
+        if "conversation" not in self._engine.takes:
+            chat_format = self._chat_format(template, tools, template_arguments)
+            chat_format.template.prepare()
+        elif template is not None or tools or template_arguments or overflow != "error":
+            raise UnsupportedError(
+                f"the {self._engine.name} backend's sessions cannot take template, tools, "
+                "template_arguments or an overflow: the template is the server's",
+                backend=self._engine.name,
+            )
         return ChatSession(
             self._engine,
             chat_format,
@@ -427,17 +498,25 @@ class LLM:
         """
         from insula.engine import scoring
 
+        if "conversation" in self._engine.takes:
+            require(self._engine.name, "perplexity")
         ids = self.tokenizer.encode(text) if isinstance(text, str) else _ids(text)
         return scoring.perplexity(self._engine, ids, window=window, stride=stride)
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Raw logits float32 [T, n_vocab]: row t is for the token after ids[t].
+    def logits(
+        self, ids: Sequence[int], *, first: int = 0, use_cache: bool = False
+    ) -> NDArray[np.float32]:
+        """Raw logits float32 [T - first, n_vocab]: row t is for the token after ids[first + t].
 
+        use_cache: what lies before `first` may come from the prefix cache, and stays in it, so
+        that going on token by token computes each token once.
         Raises ConfigError, ContextOverflowError, UnsupportedError.
         """
         from insula.engine import scoring
 
-        return scoring.prompt_logits(self._engine, _ids(ids))
+        if "conversation" in self._engine.takes:
+            require(self._engine.name, "logits")
+        return scoring.prompt_logits(self._engine, _ids(ids), first=first, use_cache=use_cache)
 
     def close(self) -> None:
         """Cancel what runs and free the model. Twice is harmless."""
@@ -458,6 +537,10 @@ class LLM:
         info = self.model_info
         return f"LLM({info.name!r}, engine={info.engine!r}, n_ctx={info.n_ctx})"
 
+    def _check_adapter(self, adapter: str | None) -> None:
+        if adapter is not None:
+            require(self._engine.name, "adapters")
+
     def _embedding_engine(self) -> EmbeddingEngine:
         from insula.engine.embedding import EmbeddingEngine
 
@@ -469,8 +552,9 @@ class LLM:
             backend=self.model_info.engine,
         )
 
-    def _prompts(self, prompt: Any) -> tuple[list[tuple[int, ...]], bool]:
-        """The prompts as ids, and whether it is one and not a list."""
+    def _prompts(self, prompt: Any) -> tuple[list[tuple[int, ...] | str], bool]:
+        """The prompts as ids, or as text where the engine takes that; and whether it is one and not
+        a list."""
         if isinstance(prompt, str):
             return [self._encoded(prompt)], True
         array = hasattr(prompt, "__array__") and getattr(prompt, "ndim", 1) > 0
@@ -488,7 +572,9 @@ class LLM:
             return [_ids(items)], True
         return [_ids(item) for item in items], False
 
-    def _encoded(self, text: str) -> tuple[int, ...]:
+    def _encoded(self, text: str) -> tuple[int, ...] | str:
+        if text and "text" in self._engine.takes:
+            return text
         ids = tuple(self.tokenize(text))
         if not ids:
             raise ConfigError(
@@ -499,7 +585,7 @@ class LLM:
 
     def _request(
         self,
-        ids: tuple[int, ...],
+        prompt: tuple[int, ...] | str,
         params: SamplingParams,
         overflow: str,
         *,
@@ -510,11 +596,15 @@ class LLM:
         from insula.chat.prompt import check_overflow, clipped
 
         check_overflow(overflow, ("error", "stop"))
+        self._check_adapter(adapter)
         notes: tuple[str, ...] = ()
         if overflow == "stop":
-            params, notes = clipped(params, len(ids), self.n_ctx)
+            if isinstance(prompt, str) or not self.n_ctx:
+                require(self._engine.name, "tokenizer")
+            params, notes = clipped(params, len(prompt), self.n_ctx)
         return Request(
-            ids=ids,
+            ids=() if isinstance(prompt, str) else prompt,
+            text=prompt if isinstance(prompt, str) else None,
             params=params,
             salt=salt,
             adapter=adapter,

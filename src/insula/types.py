@@ -73,7 +73,10 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLogprob:
-    """One generated token: natural-log probability from the raw (unmodified) distribution."""
+    """One generated token: natural-log probability from the raw (unmodified) distribution.
+
+    token_id: -1 from a remote server, which names tokens by their text alone.
+    """
 
     token_id: int
     token: bytes
@@ -167,7 +170,8 @@ class Embeddings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What was loaded and how it runs. Sizes in bytes, contexts in tokens.
+    """What was loaded and how it runs. Sizes in bytes, contexts in tokens; 0 and "unknown" for
+    what a remote server does not say.
 
     speculation: off, ngram, or the draft model's name. adapters: the names of those loaded.
     """

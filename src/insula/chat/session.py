@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
+from insula.chat import whole
 from insula.chat.prompt import (
     ChatFormat,
     ChatPrompt,
@@ -45,11 +46,12 @@ MAX_FILE = 64 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Turn:
-    """An answer that is being given. before: the history without it and its question."""
+    """An answer that is being given. before: the history without it and its question. prompt and
+    reply: None where the engine was given the conversation whole."""
 
     handle: Handle
-    prompt: ChatPrompt
-    reply: Reply
+    prompt: ChatPrompt | None
+    reply: Reply | None
     before: list[dict[str, Any]]
 
 
@@ -63,7 +65,7 @@ class ChatSession:
     def __init__(
         self,
         engine: TextEngine,
-        chat_format: ChatFormat,
+        chat_format: ChatFormat | None,
         *,
         system: str | None = None,
         params: SamplingParams | None = None,
@@ -73,7 +75,8 @@ class ChatSession:
         notes: tuple[str, ...] = (),
         model: str = "",
     ) -> None:
-        """params: the defaults of every turn. model: a name for the file that `save` writes."""
+        """chat_format: None for an engine that has the template itself. params: the defaults of
+        every turn. model: a name for the file that `save` writes."""
         check_overflow(overflow)
         self.messages: list[dict[str, Any]] = []
         self.overflow: Overflow = overflow
@@ -204,6 +207,8 @@ class ChatSession:
         """Queue the answer to `messages`; they become the history once it has begun."""
         params = sampling_params(self.params if params is None else params, options)
         messages = [*cast("list[dict[str, Any]]", plain_messages(messages))]
+        if self._format is None:
+            return self._answer_whole(messages, params)
         n = len(self._dropped)
         if turns(messages)[1][:n] != self._dropped:  # the history was edited
             n = 0
@@ -243,13 +248,33 @@ class ChatSession:
             on_error=lambda: self._withdraw(turn),
         )
 
+    def _answer_whole(self, messages: list[dict[str, Any]], params: SamplingParams) -> Stream:
+        """As `_answer`, by an engine that has the template itself; nothing of it is seen here."""
+        handle = whole.submit(
+            self._engine,
+            messages,
+            params,
+            overflow=self.overflow,
+            salt=self._salt,
+            notes=self._notes,
+        )
+        self._turn = turn = _Turn(
+            handle=handle, prompt=None, reply=None, before=list(self.messages)
+        )
+        self.messages[:] = messages
+        return Stream(
+            handle,
+            on_end=lambda completion: self._record(turn, completion),
+            on_error=lambda: self._withdraw(turn),
+        )
+
     def _record(self, turn: _Turn, raw: Completion) -> Completion:
         """Put the answer into the history; make of it what the caller sees."""
         prompt = turn.prompt
-        completion = turn.reply.whole(raw)
+        completion = raw if turn.reply is None else turn.reply.whole(raw)
         if self._turn is not turn:
             return completion
-        if not raw.token_ids and raw.finish_reason == "cancelled":
+        if not raw.token_ids and not raw.text and raw.finish_reason == "cancelled":
             self._withdraw(turn)  # nothing was said: as if it had not been asked
             return completion
         self._turn = None
@@ -257,6 +282,8 @@ class ChatSession:
         if completion.reasoning:
             answer["reasoning_content"] = completion.reasoning
         self.messages.append(answer)
+        if prompt is None or self._format is None:
+            return completion
         # Not where a stop string or a hidden token makes the text less than the ids.
         if self._format.tokenizer.decode(list(raw.token_ids)) == raw.text:
             self._seen.append((prompt.text + raw.text, prompt.ids + raw.token_ids))
@@ -270,6 +297,7 @@ class ChatSession:
 
     def _prompt(self, messages: Iterable[Message]) -> ChatPrompt:
         """Render, and use the ids that were seen for as much of the text as was seen."""
+        assert self._format is not None
         messages = tuple(messages)
         rendered = self._format.render(messages)
         for seen_text, seen_ids in sorted(self._seen, key=lambda seen: -len(seen[0])):

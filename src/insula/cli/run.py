@@ -213,7 +213,9 @@ def run(
                 as_json=as_json,
             )
             return
-        policy = cast("Overflow", overflow or "drop_oldest")
+        # A server's context is not known here, and nothing can be dropped to fit it.
+        usual = "error" if llm.model_info.engine == "remote" else "drop_oldest"
+        policy = cast("Overflow", overflow or usual)
         with llm.chat_session(system=system, template=template, overflow=policy) as session:
             from insula.cli.chat_loop import ChatLoop
 
@@ -257,10 +259,13 @@ def _question(prompt: str | None) -> str | None:
 def _piped_question(model: str) -> str | None:
     """What came on standard input for `model`. Where nothing came and there is no such model, it
     was meant as a prompt, perhaps: the NotFoundError says how to ask."""
+    from insula.engine.load_elsewhere import is_address, is_folder
+
     try:
         return _question(None)
     except ConfigError:
-        if not catalog.find(model) and parse_hub_ref(model) is None:
+        known_kind = is_address(model) or is_folder(model) or catalog.find(model)
+        if not known_kind and parse_hub_ref(model) is None:
             try:
                 locate(model)
             except NotFoundError:
@@ -302,12 +307,15 @@ def _template(choice: str) -> str:
 @contextmanager
 def _model(name: str, options: dict[str, Any]) -> Iterator[LLM]:
     """The model and its draft model, downloaded first if they are not here yet."""
-    located = _located(name)
+    from insula.engine.load_elsewhere import is_address, is_folder
+
+    if not is_address(name) and not is_folder(name):  # else there is nothing to fetch
+        name = _located(name).name
     if options.get("speculate", "off") not in ("off", "ngram"):
         options = {**options, "speculate": _located(options["speculate"]).name}
     from insula.llm import LLM
 
-    with LLM(located.name, **options) as llm:
+    with LLM(name, **options) as llm:
         for line in llm.model_info.notes:
             if "cache_dir" in line:  # it was asked for and cannot be had
                 note(line)

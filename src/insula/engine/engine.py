@@ -51,6 +51,8 @@ WAIT_SECONDS = 0.1
 class Engine:
     """Runs requests on a runner. Thread-safe. See `request.TextEngine` for the face."""
 
+    takes: frozenset[str] = frozenset()
+
     def __init__(
         self,
         runner: Runner,

@@ -17,6 +17,7 @@ import numpy as np
 
 from insula.config import KV_TYPES, WEIGHTS
 from insula.engine.backends import Choice, choose, require
+from insula.engine.backends.llamacpp_devices import gpu_obstacle, gpus
 from insula.engine.context import (
     MAX_CONTEXT,
     PAGE_TOKENS,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 #: Taken for the trained context where a file does not say.
 UNKNOWN_CONTEXT = 4096
-MAX_THREADS, MAX_RUNNING = 1024, 256
+MAX_THREADS, MAX_RUNNING, MAX_LAYERS = 1024, 256, 9999
 
 #: Most tokens guessed at once where nobody says; fewer where fewer pay.
 NGRAM_TOKENS, DRAFT_TOKENS = 12, 5
@@ -78,6 +79,8 @@ class Options:
     cache_dir: where the prefix cache is kept for the next run, cache_dir_bytes at most.
     weights: memory, or mmap: mapped from a packed file below `home`.
     adapters: low-rank adapters by name.
+    gpu_layers: layers on a GPU, -1 for all; None: the backend's default, 0: none.
+    mmproj: the model's projector, for images and sound.
     """
 
     n_ctx: int | None = None
@@ -95,6 +98,8 @@ class Options:
     weights: str = "memory"
     home: Path | None = None
     adapters: Mapping[str, Path] = field(default_factory=dict)
+    gpu_layers: int | None = None
+    mmproj: Path | None = None
 
     def plan(self, *, n_ctx_train: int, bytes_per_token: int, weights: int = 0) -> ContextPlan:
         return plan_context(
@@ -114,6 +119,11 @@ def load(path: Path, *, name: str, engine: str = "auto", options: Options) -> Lo
     ResourceError.
     """
     options = _checked(options)
+    engine, reason, gpu_notes = _for_gpu(engine, options)
+    if options.mmproj is not None:
+        if engine == "auto":
+            engine, reason = "llamacpp", "mmproj was given, and native takes text alone"
+        require(engine, "vision")
     if engine != "llamacpp":
         from insula.models.load import open_model
 
@@ -125,9 +135,34 @@ def load(path: Path, *, name: str, engine: str = "auto", options: Options) -> Lo
             else:
                 choice = choose(path, engine, opened_arch=model.arch)
                 if choice.backend != "llamacpp":
-                    return _own(model, path, name, choice, options, stack)
+                    loaded = _own(model, path, name, choice, options, stack)
+                    info = replace(loaded.info, notes=(*loaded.info.notes, *gpu_notes))
+                    return replace(loaded, info=info)
     choice = choose(path, engine)
-    return _llamacpp(path, name, choice, options)
+    if reason is not None:
+        choice = replace(choice, reason=reason)
+    return _llamacpp(path, name, choice, options, gpu_notes)
+
+
+def _for_gpu(engine: str, options: Options) -> tuple[str, str | None, tuple[str, ...]]:
+    """The engine if layers are to be on a GPU, why it is that one, and what must be said.
+
+    Only "auto" may run without the GPU that was asked for, and says so. Raises UnsupportedError.
+    """
+    if not options.gpu_layers:
+        return engine, None, ()
+    if engine in ("native", "reference"):
+        require(engine, "gpu")
+    obstacle = gpu_obstacle()
+    if obstacle is None:
+        asked = f"gpu_layers={options.gpu_layers} was asked for, and native runs on the CPU"
+        return "llamacpp", asked if engine == "auto" else None, ()
+    if engine == "auto":
+        return engine, None, (f"gpu_layers={options.gpu_layers} has no effect: {obstacle}",)
+    raise UnsupportedError(
+        f"the {engine} backend cannot take gpu_layers={options.gpu_layers}: {obstacle}",
+        backend=engine,
+    )
 
 
 def _own(
@@ -385,7 +420,9 @@ def _disk_cache(
     return DiskCache(files, native, model=which), ()
 
 
-def _llamacpp(path: Path, name: str, choice: Choice, options: Options) -> Loaded:
+def _llamacpp(
+    path: Path, name: str, choice: Choice, options: Options, notes: tuple[str, ...]
+) -> Loaded:
     if options.adapters:
         require(choice.backend, "adapters")
     if options.speculate != "off":
@@ -405,9 +442,13 @@ def _llamacpp(path: Path, name: str, choice: Choice, options: Options) -> Loaded
         # Unknown shape: as if every layer kept full-width keys and values, an upper bound.
         known = options.kv_bytes_of(meta) if options.kv_bytes_of else None
         per_token = known or layers * width * 4
-    disk_notes: tuple[str, ...] = ()
     if options.cache_dir is not None:
-        disk_notes = (NO_DISK_CACHE.format(backend="llamacpp"),)
+        notes = (*notes, NO_DISK_CACHE.format(backend="llamacpp"))
+    on_gpu = gpus() if options.gpu_layers != 0 else ()
+    if on_gpu:
+        some = options.gpu_layers not in (None, -1)  # llama.cpp's default is all of them
+        layers_there = f"{options.gpu_layers} layers" if some else "all layers"
+        notes = (*notes, f"{layers_there} on {', '.join(on_gpu)}")
     trained = summary.context_length or UNKNOWN_CONTEXT
     plan = options.plan(n_ctx_train=trained, bytes_per_token=per_token)
     engine = LlamaCppEngine(
@@ -415,6 +456,8 @@ def _llamacpp(path: Path, name: str, choice: Choice, options: Options) -> Loaded
         n_ctx=plan.n_ctx,
         threads=options.n_threads or int(_native.cpu_info()["threads"]),
         reason=choice.reason,
+        gpu_layers=options.gpu_layers,
+        mmproj=options.mmproj,
     )
     info = ModelInfo(
         name=name,
@@ -435,7 +478,7 @@ def _llamacpp(path: Path, name: str, choice: Choice, options: Options) -> Loaded
         isa=engine.isa,
         threads=engine.threads,
         has_chat_template=engine.tokenizer.chat_template is not None,
-        notes=(*plan.notes, *disk_notes),
+        notes=(*plan.notes, *notes),
     )
     return Loaded(engine=engine, info=info, close=engine.close)
 
@@ -468,6 +511,11 @@ def _checked(options: Options) -> Options:
         raise ConfigError(f"kv_type: found {options.kv_type!r}; allowed: {', '.join(KV_TYPES)}")
     if options.weights not in WEIGHTS:
         raise ConfigError(f"weights: found {options.weights!r}; allowed: {', '.join(WEIGHTS)}")
+    layers: Any = options.gpu_layers
+    if layers is not None and (
+        isinstance(layers, bool) or not isinstance(layers, int) or not -1 <= layers <= MAX_LAYERS
+    ):
+        raise ConfigError(f"gpu_layers: found {layers!r}; allowed: 0 to {MAX_LAYERS}, -1 for all")
     if options.draft_tokens is not None and options.speculate == "off":
         raise ConfigError(
             f"draft_tokens: found {options.draft_tokens}, and speculation is off; "

@@ -10,7 +10,7 @@ A request's tokens depend on the request alone: not on what else runs, on cache 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,10 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insula.errors import ConfigError
-from insula.types import Chunk, Completion, SamplingParams
+from insula.types import Chunk, Completion, Message, SamplingParams
 
 #: Called as (start, logits_TV), float32 [T, n_vocab].
 LogitsCallback = Callable[[int, NDArray[np.float32]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """Messages as they are, for an engine that has the template itself.
+
+    arguments: for the template. Messages may have parts that are not text (`chat.media`).
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +41,8 @@ class Request:
     """One prompt and how to go on from it.
 
     ids: the prompt, at least one token.
+    text, conversation: one of them in place of ids, for an engine that takes it
+        (`TextEngine.takes`).
     params: with max_tokens None, generation goes on until the model or the context ends it;
         with max_tokens 0 the prompt is evaluated and nothing is generated.
     n_ctx: a limit below the engine's own, in tokens of prompt and completion together.
@@ -46,7 +60,9 @@ class Request:
     notes: lines for the report (what was chosen or dropped before the engine was asked).
     """
 
-    ids: tuple[int, ...]
+    ids: tuple[int, ...] = ()
+    text: str | None = None
+    conversation: Conversation | None = None
     params: SamplingParams = field(default_factory=SamplingParams)
     n_ctx: int | None = None
     salt: str = ""
@@ -164,7 +180,11 @@ class Handle(Protocol):
 
 
 class TextEngine(Protocol):
-    """Ids in, chunks out. `reason` says why this engine runs the model and not another."""
+    """Ids in, chunks out. `reason` says why this engine runs the model and not another.
+
+    takes: what a request may hold beside ids: "text", "conversation" (as the only way to ask for an
+    answer), "media" (a conversation with images or sound). n_ctx, n_vocab: 0 where unknown.
+    """
 
     name: str
     reason: str
@@ -172,7 +192,11 @@ class TextEngine(Protocol):
     threads: int
     n_ctx: int
     n_vocab: int
-    tokenizer: Tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def takes(self) -> frozenset[str]: ...
 
     def submit(self, request: Request) -> Handle:
         """Check and queue. Raises ConfigError, ContextOverflowError or UnsupportedError."""

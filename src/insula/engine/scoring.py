@@ -1,8 +1,8 @@
 """What a model makes of a given text: raw logits, and perplexity over windows.
 
 Owns the formulas. Everything is asked of the engine as requests that generate nothing, so it
-shares batches with whatever else runs, leaves nothing in the prefix cache, and needs memory for
-a few rows of logits at a time.
+shares batches with whatever else runs, leaves nothing in the prefix cache unless it is told to, and
+needs memory for a few rows of logits at a time.
 """
 
 from __future__ import annotations
@@ -20,14 +20,21 @@ from insula.types import SamplingParams
 _EVALUATE = SamplingParams(max_tokens=0)
 
 
-def prompt_logits(engine: TextEngine, ids: Sequence[int]) -> NDArray[np.float32]:
-    """Raw logits float32 [T, n_vocab]; row t is the distribution of the token after ids[t]."""
-    out = np.empty((len(ids), engine.n_vocab), dtype=np.float32)
+def prompt_logits(
+    engine: TextEngine, ids: Sequence[int], *, first: int = 0, use_cache: bool = False
+) -> NDArray[np.float32]:
+    """Raw logits float32 [T - first, n_vocab]; row t is the distribution of the token after
+    ids[first + t]. use_cache: what lies before `first` may come from the prefix cache, and stays
+    in it. Raises ConfigError.
+    """
+    if not _is_count(first) or not 0 <= first < max(1, len(ids)):
+        raise ConfigError(f"first: found {first!r}; allowed: 0 to {len(ids) - 1}, the last token")
+    out = np.empty((len(ids) - first, engine.n_vocab), dtype=np.float32)
 
     def take(start: int, logits_TV: NDArray[np.float32]) -> None:
-        out[start : start + len(logits_TV)] = logits_TV
+        out[start - first : start - first + len(logits_TV)] = logits_TV
 
-    _evaluate(engine, ids, take, 0)
+    _evaluate(engine, ids, take, first, use_cache=use_cache)
     return out
 
 
@@ -81,11 +88,18 @@ def _negative_log_likelihood(engine: TextEngine, ids: list[int], first: int) -> 
     return total
 
 
-def _evaluate(engine: TextEngine, ids: Sequence[int], take: LogitsCallback, first: int) -> None:
+def _evaluate(
+    engine: TextEngine,
+    ids: Sequence[int],
+    take: LogitsCallback,
+    first: int,
+    *,
+    use_cache: bool = False,
+) -> None:
     request = Request(
         ids=tuple(ids),
         params=_EVALUATE,
-        use_cache=False,
+        use_cache=use_cache,
         on_prompt_logits=take,
         prompt_logits_from=first,
     )

@@ -29,6 +29,9 @@ CAPABILITIES: Mapping[str, str] = MappingProxyType(
         "embeddings": "vectors for texts",
         "adapters": "low-rank adapters, chosen per request",
         "gpu": "runs on a GPU where the installed build has one",
+        "tokenizer": "texts to token ids and back",
+        "vision": "images in a conversation",
+        "audio": "sound in a conversation",
     }
 )
 
@@ -54,7 +57,8 @@ class BackendInfo:
         return capability in self.capabilities
 
 
-_COMMON = frozenset({"generate", "logprobs", "cache_isolation"})
+_COMMON = frozenset({"generate", "logprobs", "cache_isolation", "tokenizer"})
+_TEXT_ALONE = {"vision": "text alone", "audio": "text alone"}
 
 _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] = (
     (
@@ -67,13 +71,14 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
         {
             "embeddings": "no embedding models yet",
             "gpu": "CPU only",
+            **_TEXT_ALONE,
         },
     ),
     (
         "llamacpp",
         "llama.cpp, from the xllamacpp wheel",
         "xllamacpp",
-        _COMMON | {"sampling", "gpu"},
+        _COMMON | {"sampling", "gpu", "vision", "audio"},
         {
             "sampling": "but seeds of more than 32 bits, a logit_bias of +inf, and mirostat "
             "with penalties, DRY or dynamic temperature",
@@ -85,6 +90,43 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
             "speculation": "not connected",
             "adapters": "not connected",
             "embeddings": "not connected",
+            "vision": "with the model's projector (mmproj)",
+            "audio": "with the model's projector (mmproj)",
+        },
+    ),
+    (
+        "transformers",
+        "Hugging Face transformers over PyTorch, for checkpoint folders",
+        "transformers",
+        _COMMON | {"sampling", "logits", "perplexity", "gpu"},
+        {
+            "reproducible": "PyTorch's sums depend on threads, device and slicing",
+            "adapters": "not connected",
+            "concurrent": "requests wait for each other",
+            "speculation": "not connected",
+            "embeddings": "not connected",
+            **_TEXT_ALONE,
+        },
+    ),
+    (
+        "remote",
+        "another server that speaks OpenAI's routes",
+        "httpx2",
+        frozenset({"generate", "logprobs", "concurrent", "vision", "audio"}),
+        {
+            "sampling": "OpenAI's options, and top_k, min_p, typical_p, repeat_penalty, "
+            "repeat_last_n and ignore_eos where the server takes them",
+            "logits": "a server answers in text",
+            "perplexity": "a server answers in text",
+            "cache_isolation": "the server's own affair",
+            "reproducible": "the server's own affair",
+            "speculation": "the server's own affair",
+            "embeddings": "not connected",
+            "gpu": "the server's own affair",
+            "adapters": "the server's own affair",
+            "tokenizer": "the vocabulary is the server's, and token ids are not known here",
+            "vision": "if the server's model takes them",
+            "audio": "if the server's model takes it",
         },
     ),
     (
@@ -96,6 +138,7 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
             "embeddings": "no embedding models yet",
             "gpu": "CPU only",
             "adapters": "merge them into the weights: insula merge",
+            **_TEXT_ALONE,
         },
     ),
 )
@@ -104,6 +147,8 @@ _WHY_NOT = {
     "native": "the compiled core insula._native is missing; reinstall insula, or build it "
     "with `make native`",
     "llamacpp": "the xllamacpp wheel is not installed; pip install 'insula[llamacpp]'",
+    "transformers": "transformers and torch are not installed; pip install 'insula[train]'",
+    "remote": "httpx2 is not installed; pip install insula brings it",
 }
 
 
@@ -141,6 +186,8 @@ def _row(
     name: str, title: str, module: str | None, can: frozenset[str], limits: dict[str, str]
 ) -> BackendInfo:
     installed = module is None or _present(module)
+    if name == "transformers":
+        installed = installed and _present("torch")
     return BackendInfo(
         name=name,
         title=title,

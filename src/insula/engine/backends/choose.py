@@ -26,7 +26,8 @@ class Choice:
 def choose(
     model_path: str | Path, engine: str = "auto", *, opened_arch: str | None = None
 ) -> Choice:
-    """Decide. `engine` is auto, native, llamacpp or reference.
+    """Decide for a GGUF file. `engine` is auto, native, llamacpp or reference; the other two take
+    something else (`load_elsewhere`).
 
     opened_arch: the architecture, where the caller has opened the file with the native loader
     already; it is not opened again.
@@ -37,6 +38,11 @@ def choose(
     """
     if engine not in ENGINES:
         raise ConfigError(f"engine: found {engine!r}; allowed: {', '.join(ENGINES)}")
+    if engine in ("remote", "transformers"):
+        what = "a server's address" if engine == "remote" else "a checkpoint folder"
+        raise UnsupportedError(
+            f"the {engine} backend cannot run a GGUF file; it runs {what}", backend=engine
+        )
     if engine == "llamacpp":
         return Choice(backend=_installed("llamacpp"), reason="asked for")
     arch, obstacle = (opened_arch, None) if opened_arch else native_obstacle(model_path)

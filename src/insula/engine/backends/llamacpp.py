@@ -19,7 +19,12 @@ from queue import SimpleQueue
 from typing import Any
 
 from insula.engine.backends.base import require
-from insula.engine.backends.llamacpp_request import NAME, completion_request, draw_seed
+from insula.engine.backends.llamacpp_request import (
+    NAME,
+    completion_request,
+    conversation_request,
+    draw_seed,
+)
 from insula.engine.backends.llamacpp_server import LlamaCppServer, system_isa
 from insula.engine.backends.llamacpp_stream import GapFinder, Piece, StreamReader
 from insula.engine.backends.llamacpp_tokenizer import LlamaCppTokenizer
@@ -43,15 +48,18 @@ class LlamaCppEngine:
         threads: int,
         reason: str = "asked for",
         gpu_layers: int | None = None,
+        mmproj: Path | None = None,
     ) -> None:
         """Load `path` with a context of `n_ctx` tokens.
 
         gpu_layers: layers on the GPU, if the installed wheel has one (None: its default).
+        mmproj: the projector's file, with which conversations may have images or sound.
         Raises UnsupportedError (wheel missing), FormatError, NotFoundError, EngineError.
         """
         from insula.formats.gguf import GGUFFile
 
         self.reason = reason
+        self.takes = frozenset() if mmproj is None else frozenset({"media"})
         self.threads = threads
         self.n_ctx = n_ctx
         # Our own reader first: llama.cpp is not given a file whose structure lies.
@@ -59,8 +67,10 @@ class LlamaCppEngine:
             metadata = dict(file.metadata)
             _check_context(metadata, n_ctx)
             tokenizer = _own_tokenizer(metadata)
+            if mmproj is not None:
+                _check_projector(mmproj)
             self._server = LlamaCppServer(
-                Path(path), n_ctx=n_ctx, threads=threads, gpu_layers=gpu_layers
+                Path(path), n_ctx=n_ctx, threads=threads, gpu_layers=gpu_layers, mmproj=mmproj
             )
             if tokenizer is None:
                 metadata = {k: _copied(v) for k, v in metadata.items() if "tokenizer" in k}
@@ -84,13 +94,17 @@ class LlamaCppEngine:
         if request.on_prompt_logits is not None:
             require(NAME, "logits")
         ids, params = request.ids, request.params
-        if not ids:
+        if not ids and request.conversation is None:
             raise ConfigError("the prompt is empty; at least one token is needed")
+        if request.conversation is not None and request.conversation.tools:
+            raise UnsupportedError(
+                f"the {NAME} backend cannot take tools together with images or sound", backend=NAME
+            )
         validate(params, n_vocab=self.n_vocab)
         limit = self.n_ctx if request.n_ctx is None else request.n_ctx
         if not 1 <= limit <= self.n_ctx:
             raise ConfigError(f"n_ctx: found {limit}; allowed: 1 to {self.n_ctx}")
-        if min(ids) < 0 or max(ids) >= self.n_vocab:
+        if ids and (min(ids) < 0 or max(ids) >= self.n_vocab):
             wrong = next(i for i in ids if not 0 <= i < self.n_vocab)
             raise ConfigError(f"token id {wrong}: the vocabulary has 0 to {self.n_vocab - 1}")
         needed = len(ids) + (1 if params.max_tokens is None else params.max_tokens)
@@ -107,6 +121,22 @@ class LlamaCppEngine:
         self._runs.add(run)
         run.start()
         return LlamaCppHandle(run)
+
+    def prompt_text(self, ids: tuple[int, ...]) -> str:
+        """The text that becomes exactly these ids: with a projector, llama.cpp takes no ids.
+
+        Raises UnsupportedError where there is none, as for a control token's text that is text.
+        """
+        tokenizer = self.tokenizer
+        begins = tokenizer.add_bos and ids[0] == tokenizer.bos_id
+        text = tokenizer.decode(list(ids[1:] if begins else ids))
+        if tuple(tokenizer.encode(text, add_special=True, parse_special=True)) != ids:
+            raise UnsupportedError(
+                f"the {NAME} backend with a projector takes text alone, and no text becomes these "
+                "token ids; load the model without mmproj=",
+                backend=NAME,
+            )
+        return text
 
     def close(self) -> None:
         """Cancel what runs and free the model. Twice is harmless."""
@@ -181,6 +211,10 @@ class _Run(threading.Thread):
             max_tokens=limit,
             eog_ids=engine.tokenizer.eog_ids,
         )
+        if request.conversation is not None:
+            self._body = conversation_request(self._body, request.conversation)
+        elif engine.takes:
+            self._body["prompt"] = engine.prompt_text(request.ids)
         self._reader = StreamReader(
             tokenizer=engine.tokenizer, gaps=engine._gaps, logprobs=request.params.logprobs
         )
@@ -198,7 +232,10 @@ class _Run(threading.Thread):
             with self._engine._turn:
                 if not self.cancelled.is_set() and self._limit > 0:
                     self._body["cache_prompt"] = self._engine.may_reuse(self._request)
-                    self._engine._server.complete(self._body, self._on_chunk)
+                    if self._request.conversation is None:
+                        self._engine._server.complete(self._body, self._on_chunk)
+                    else:
+                        self._engine._server.converse(self._body, self._on_chat_chunk)
             if self.error is None:
                 self._finish()
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits
@@ -216,6 +253,13 @@ class _Run(threading.Thread):
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits
             self.error = error
             return True
+
+    def _on_chat_chunk(self, chunk: dict[str, Any]) -> bool:
+        """A chat's chunk in a completion's form: the same but for where the text is."""
+        for choice in chunk.get("choices", ()):
+            choice["text"] = choice.get("delta", {}).get("content") or ""
+            choice.setdefault("logprobs", None)
+        return self._on_chunk(chunk) if chunk.get("choices", True) else self.cancelled.is_set()
 
     def _push(self, piece: Piece) -> bool:
         """Take a piece in; True ends the request."""
@@ -296,7 +340,8 @@ class _Run(threading.Thread):
             isa=self._engine.isa,
             threads=self._engine.threads,
             seed=self._seed,
-            prompt_tokens=len(self._request.ids),
+            prompt_tokens=len(self._request.ids)
+            or int(timings.get("prompt_n", 0)) + int(timings.get("cache_n", 0)),
             completion_tokens=len(self._token_ids) + self._reader.lost,
             cached_tokens=int(timings.get("cache_n", 0)),
             time_to_first_token=self._first - self._submitted if self._first else 0.0,
@@ -319,6 +364,19 @@ def _check_context(metadata: dict[str, Any], n_ctx: int) -> None:
             f"the {NAME} backend cannot take n_ctx={n_ctx}; it takes at most the {trained} tokens "
             "that the model was trained for",
             backend=NAME,
+        )
+
+
+def _check_projector(path: Path) -> None:
+    """Our reader sees its structure first. Raises FormatError, NotFoundError, ConfigError."""
+    from insula.formats.gguf import GGUFFile
+
+    with GGUFFile.open(path) as file:
+        arch = file.metadata.get("general.architecture")
+    if arch != "clip":
+        raise ConfigError(
+            f"mmproj: {path} is a file of architecture {str(arch)[:40]!r}; allowed is the model's "
+            "projector (clip)"
         )
 
 

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from insula.engine.request import Conversation
 from insula.errors import ConfigError, UnsupportedError
 from insula.types import DEFAULT_SAMPLERS, SamplingParams
 
@@ -95,6 +96,23 @@ def completion_request(
         **_mirostat(params),
         "logit_bias": [_bias(i, b) for i, b in biases.items()],
         "ignore_eos": params.ignore_eos,
+    }
+
+
+def conversation_request(body: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
+    """The chat handler's JSON, from the completion's: it has OpenAI's names for three things.
+
+    The answer comes as the model wrote it, its reasoning in its text.
+    """
+    body = {key: value for key, value in body.items() if key != "prompt"}
+    return {
+        **body,
+        "messages": [dict(message) for message in conversation.messages],
+        "max_tokens": body.pop("n_predict"),
+        "logprobs": True,
+        "top_logprobs": body.pop("n_probs"),
+        "chat_template_kwargs": dict(conversation.arguments),
+        "reasoning_format": "none",
     }
 
 

@@ -40,14 +40,25 @@ class LlamaCppServer:
     """A loaded model. `complete` may be called from several threads; requests queue up."""
 
     def __init__(
-        self, path: Path, *, n_ctx: int, threads: int, gpu_layers: int | None = None
+        self,
+        path: Path,
+        *,
+        n_ctx: int,
+        threads: int,
+        gpu_layers: int | None = None,
+        mmproj: Path | None = None,
     ) -> None:
-        """Load. Raises UnsupportedError (wheel missing), EngineError (llama.cpp refused)."""
+        """Load. mmproj: the model's projector, for images and sound.
+
+        Raises UnsupportedError (wheel missing), EngineError (llama.cpp refused).
+        """
         xllamacpp = _wheel()
         folder = Path(tempfile.mkdtemp(prefix="insula-"))
         self._remove_folder = weakref.finalize(self, shutil.rmtree, folder, True)
         self._key = secrets.token_hex(32)
         params = _params(path, n_ctx=n_ctx, threads=threads, gpu_layers=gpu_layers)
+        if mmproj is not None:
+            params.mmproj.path = str(mmproj)
         params.api_keys = [self._key]
         socket_path = folder / "s.sock"
         if hasattr(socket, "AF_UNIX") and len(os.fsencode(socket_path)) <= MAX_SOCKET_PATH:
@@ -60,9 +71,10 @@ class LlamaCppServer:
                 self._server = xllamacpp.Server(params)
             except RuntimeError:
                 self._remove_folder()
+                which = path.name if mmproj is None else f"{path.name} with {mmproj.name}"
                 raise EngineError(
-                    f"llama.cpp could not load {path.name}: {_explain(path)}; check the file, or "
-                    "choose another quantization or model"
+                    f"llama.cpp could not load {which}: {_explain(path, mmproj)}; check the file, "
+                    "or choose another quantization or model"
                 ) from None
             self._server.handle_metrics()
         self._address = str(self._server.listening_address)
@@ -73,6 +85,19 @@ class LlamaCppServer:
         if server is None:
             raise EngineError("the llama.cpp model is closed")
         server.handle_completions(request, on_chunk)
+
+    def converse(self, request: dict[str, Any], on_chunk: Callable[[dict[str, Any]], bool]) -> None:
+        """As `complete`, of a conversation in llama.cpp's own template.
+
+        Raises EngineError where it refuses one of the parts.
+        """
+        server = self._server
+        if server is None:
+            raise EngineError("the llama.cpp model is closed")
+        try:
+            server.handle_chat_completions(request, on_chunk)
+        except RuntimeError as error:
+            raise EngineError(f"llama.cpp refused the conversation: {error}") from None
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """One HTTP call to the server's own routes, as JSON both ways. Raises EngineError."""
@@ -155,7 +180,7 @@ def _params(path: Path, *, n_ctx: int, threads: int, gpu_layers: int | None) -> 
     return params
 
 
-def _explain(path: Path) -> str:
+def _explain(path: Path, mmproj: Path | None) -> str:
     """llama.cpp's own reason, from a second attempt in a child that may print its errors.
 
     The handler's exception has no reason and the log goes to the process's own stderr, which
@@ -165,11 +190,12 @@ def _explain(path: Path) -> str:
         "import sys, xllamacpp as x\n"
         "p = x.CommonParams(); p.model.path = sys.argv[1]; p.n_ctx = 256; p.n_parallel = 1\n"
         f"p.fit_params = False; p.warmup = False; p.verbosity = {ERRORS_ONLY}\n"
+        "p.mmproj.path = sys.argv[2]\n"
         "x.Server(p)\n"
     )
     try:
         child = subprocess.run(
-            [sys.executable, "-c", code, str(path)],
+            [sys.executable, "-c", code, str(path), "" if mmproj is None else str(mmproj)],
             check=False,
             capture_output=True,
             text=True,

@@ -1,25 +1,21 @@
 """llama.cpp's own tokenizer, for the vocabularies that ours refuses.
 
 Text to ids goes through the loaded model. Ids to bytes come from the file's own metadata, by
-the two rules that GGUF vocabularies follow: byte-level BPE (GPT-2's printable stand-ins for
-bytes, github.com/openai/gpt-2 encoder.py, bytes_to_unicode) and SentencePiece (U+2581 for a
-space, <0xHH> for a byte). Fits `engine.request.Tokenizer`.
+the two rules of `pieces`. Fits `engine.request.Tokenizer`.
 """
 
 from __future__ import annotations
 
-import codecs
-import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
 from insula.engine.backends.llamacpp_server import LlamaCppServer
+from insula.engine.backends.pieces import Utf8Stream, byte_level_bytes, sentencepiece_bytes
 from insula.errors import TokenizerError
 
 # tokenizer.ggml.token_type: llama.cpp's enum llama_token_type.
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _END_KEYS = ("eos", "eot", "eom")
 
 
@@ -79,15 +75,8 @@ class LlamaCppTokenizer:
         if self._type(token_id) in (_CONTROL, _USER_DEFINED):
             return piece.encode()
         if self.model == "gpt2":
-            return (
-                bytes(_BYTE_OF[c] for c in piece)
-                if _BYTE_OF.keys() >= set(piece)
-                else (piece.encode())
-            )
-        match = _BYTE_TOKEN.fullmatch(piece)
-        if match and self._type(token_id) == _BYTE:
-            return bytes([int(match[1], 16)])
-        return piece.replace("\u2581", " ").encode()
+            return byte_level_bytes(piece)
+        return sentencepiece_bytes(piece, may_be_byte=self._type(token_id) == _BYTE)
 
     def is_special(self, token_id: int, /) -> bool:
         """Whether the token is a control token."""
@@ -114,38 +103,3 @@ class LlamaCppTokenizer:
         if value is None or not 0 <= int(value) < self.vocab_size:
             return None
         return int(value)
-
-
-class Utf8Stream:
-    """Ids in, text out, never half a character."""
-
-    def __init__(self, tokenizer: LlamaCppTokenizer, *, skip_special: bool, strip: bool) -> None:
-        self._tokenizer = tokenizer
-        self._skip_special = skip_special
-        self._strip = strip
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token_id: int, /) -> str:
-        """The text that became whole with this token."""
-        if self._skip_special and self._tokenizer.is_special(token_id):
-            return ""
-        piece = self._tokenizer.token_bytes(token_id)
-        if self._strip:
-            self._strip = False
-            piece = piece.removeprefix(b" ")
-        return self._decoder.decode(piece)
-
-    def flush(self) -> str:
-        """What is left at the end; an unfinished character becomes U+FFFD."""
-        return self._decoder.decode(b"", True)
-
-
-def _byte_stand_ins() -> dict[str, int]:
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [b for b in range(256) if b not in set(printable)]
-    table = {chr(b): b for b in printable}
-    table.update({chr(0x100 + n): b for n, b in enumerate(hidden)})
-    return table
-
-
-_BYTE_OF = _byte_stand_ins()

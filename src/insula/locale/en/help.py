@@ -88,7 +88,7 @@ TEXTS = {
     "draft_tokens": "Guess at most N tokens at once.",
     "weights": "memory packs the weights at each start; mmap keeps them packed in a file, which starts sooner and is shared by processes.",
     "cache_dir": "Keep prefixes in folder DIR for the next run: prompts that begin as earlier ones did start at once. It is as private as the prompts. INSULA_CACHE_DIR_BYTES bounds it (4G).",
-    "engine": "auto, native, llamacpp or reference.",
+    "engine": "auto, native, llamacpp, reference, transformers (a folder) or remote (an address).",
     "raw": "Go on from the text as it is, without the chat template.",
     "stats": "Print figures after each answer, on standard error.",
     "run_json": "Print one JSON document: text, ids, finish reason, report.",

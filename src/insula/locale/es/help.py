@@ -88,7 +88,7 @@ TEXTS = {
     "draft_tokens": "Conjetura como mucho N tokens a la vez.",
     "weights": "memory empaqueta los pesos en cada arranque; mmap los guarda empaquetados en un fichero: arranca antes y lo comparten los procesos.",
     "cache_dir": "Guarda prefijos en la carpeta DIR para la próxima ejecución: las preguntas que empiezan como otras anteriores arrancan al momento. Es tan privada como las preguntas. INSULA_CACHE_DIR_BYTES la limita (4G).",
-    "engine": "auto, native, llamacpp o reference.",
+    "engine": "auto, native, llamacpp, reference, transformers (una carpeta) o remote (una dirección).",
     "raw": "Continúa el texto tal cual, sin la plantilla de conversación.",
     "stats": "Imprime cifras tras cada respuesta, en el error estándar.",
     "run_json": "Imprime un documento JSON: texto, ids, motivo del final, informe.",
