@@ -50,7 +50,7 @@ def test_what_goes_in_comes_out(store, home):
     assert store.root == home / "models"
     document = json.loads((store.manifests / "hf.co/o/r/Q4_K_M.json").read_text())
     assert document["name"] == "hf.co/o/r:Q4_K_M"
-    assert document["schema"] == 1
+    assert document["schema"] == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permission bits")

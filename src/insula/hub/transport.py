@@ -113,9 +113,18 @@ class Transport:
     """One client for a series of requests. Use as a context manager."""
 
     def __init__(
-        self, *, retry: Retry | None = None, token: str | None = None, token_for: str = ""
+        self,
+        *,
+        retry: Retry | None = None,
+        token: str | None = None,
+        token_for: str = "",
+        takes_token: bool = True,
     ) -> None:
-        """`token` is sent as a bearer to the origin of the address `token_for` and no other."""
+        """`token` is sent as a bearer to the origin of the address `token_for` and no other.
+
+        takes_token: whether HF_TOKEN may help where a login is wanted, which a refusal then says.
+        """
+        self._takes_token = takes_token
         self.retry = retry or Retry()
         self._token = token
         self._token_origin = _origin(token_for) if token and token_for else None
@@ -164,7 +173,7 @@ class Transport:
         try:
             response = self._follow(client, url, dict(headers or {}))
             try:
-                _check(response)
+                _check(response, takes_token=self._takes_token)
                 yield response
             finally:
                 response.close()
@@ -241,11 +250,15 @@ class Transport:
         time.sleep(pause)
 
 
-def _check(response: httpx2.Response) -> None:
+def _check(response: httpx2.Response, *, takes_token: bool) -> None:
     status = response.status_code
     if 200 <= status < 300 or status == 416:
         return
     url = shown(str(response.url))
+    if status in (401, 403) and not takes_token:
+        raise DownloadError(text("hub.status_closed", url=url, status=status))
+    if status in (404, 410) and not takes_token:
+        raise NotFoundError(text("hub.status_gone", url=url, status=status))
     if status == 401:
         raise DownloadError(text("hub.status_401", url=url))
     if status == 403:
