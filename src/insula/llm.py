@@ -11,6 +11,7 @@ report. Thread-safe, except that a ChatSession belongs to one thread at a time.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from insula.chat.prompt import ChatFormat, Overflow
     from insula.chat.session import ChatSession
     from insula.chat.templates import ChatTemplate
+    from insula.hub.defaults import ModelDefaults
     from insula.hub.transport import Progress
 
 #: One prompt: text, or token ids.
@@ -59,6 +61,7 @@ class LLM:
         weights: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_dir_bytes: int | str | None = None,
+        defaults: bool = True,
         download: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -89,12 +92,16 @@ class LLM:
             be turned back into the prompts: it is the user's alone, and to be treated like them.
         cache_dir_bytes: most bytes in it, or such as "2G"; None: INSULA_CACHE_DIR_BYTES or 4 GiB.
             What was used longest ago goes first.
+        defaults: take what a model of the store brings of its own where nothing else is said:
+            a Modelfile's PARAMETERs, and in chats its SYSTEM, MESSAGEs and TEMPLATE.
         download: fetch a model that is not here yet; progress is told how far it is.
 
         Raises ConfigError, NotFoundError, FormatError, UnsupportedError, TokenizerError,
         ResourceError, and DownloadError if it may download.
         """
         from insula.hub import advice
+        from insula.hub.defaults import ModelDefaults
+        from insula.hub.defaults import of as defaults_of
         from insula.hub.resolve import locate
 
         env = settings()
@@ -105,6 +112,14 @@ class LLM:
         if cache_dir_bytes is None:
             cache_dir_bytes = env.cache_dir_bytes or CACHE_DIR_BYTES
         found = locate(model, allow_download=download, progress=progress)
+        # Also where they are not wanted: a model that needs an adapter is no model without it.
+        own = ModelDefaults() if found.manifest is None else defaults_of(found.manifest)
+        if not defaults:
+            own = ModelDefaults()
+        if n_ctx is None:
+            n_ctx = own.meaning.n_ctx
+        if n_threads is None and env.threads is None:
+            n_threads = own.meaning.n_threads
         draft = None
         if speculate not in ("off", "ngram"):
             draft = locate(speculate, allow_download=download, progress=progress)
@@ -133,7 +148,12 @@ class LLM:
                 cache_dir_bytes=parse_size(cache_dir_bytes, name="cache_dir_bytes"),
             ),
         )
-        self.model_info: ModelInfo = loaded.info
+        self._defaults = own
+        self.model_info: ModelInfo = dataclasses.replace(
+            loaded.info,
+            has_chat_template=loaded.info.has_chat_template or own.template is not None,
+            notes=(*loaded.info.notes, *own.notes),
+        )
         self._engine: TextEngine = loaded.engine
         self._close: Callable[[], None] = loaded.close
 
@@ -141,6 +161,16 @@ class LLM:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self._engine.tokenizer
+
+    @property
+    def defaults(self) -> ModelDefaults:
+        """What the model brings of its own, as a Modelfile or a registry set it."""
+        return self._defaults
+
+    @property
+    def default_params(self) -> SamplingParams:
+        """What holds where no `params` are given; options by keyword go on top."""
+        return self._defaults.meaning.sampling
 
     @property
     def n_ctx(self) -> int:
@@ -184,7 +214,8 @@ class LLM:
         Raises ConfigError, ContextOverflowError, TokenizerError, EngineError.
         """
         prompts, one = self._prompts(prompt)
-        sampling = sampling_params(params, options, others=("n", "overflow", "use_cache", "salt"))
+        names = ("n", "overflow", "use_cache", "salt")
+        sampling = sampling_params(self._base(params), options, others=names)
         many = samples(sampling, n)
         handles: list[Handle] = []
         try:
@@ -216,7 +247,8 @@ class LLM:
         prompts, one = self._prompts(prompt)
         if not one:
             raise ConfigError("stream takes one prompt; open a stream for each")
-        sampling = sampling_params(params, options, others=("overflow", "use_cache", "salt"))
+        names = ("overflow", "use_cache", "salt")
+        sampling = sampling_params(self._base(params), options, others=names)
         request = self._request(prompts[0], sampling, overflow, use_cache=use_cache, salt=salt)
         return Stream(self._engine.submit(request))
 
@@ -273,10 +305,10 @@ class LLM:
         from insula.chat import prompt as chat_prompt
         from insula.chat.reply import Reply
 
-        messages = chat_prompt.plain_messages(messages)
+        messages = self._with_defaults(chat_prompt.plain_messages(messages))
         chat_prompt.check_overflow(overflow)
         names = ("template", "tools", "template_arguments", "overflow", "salt")
-        sampling = sampling_params(params, options, others=names)
+        sampling = sampling_params(self._base(params), options, others=names)
         chat_format = self._chat_format(template, tools, template_arguments)
         prompt, sampling, notes = chat_prompt.fitted(
             messages,
@@ -323,8 +355,9 @@ class LLM:
         return ChatSession(
             self._engine,
             chat_format,
-            system=system,
-            params=sampling_params(params, options, others=names),
+            system=self._defaults.system if system is None else system,
+            opening=self._defaults.messages,
+            params=sampling_params(self._base(params), options, others=names),
             overflow=overflow,
             salt=salt,
             notes=self.model_info.notes,
@@ -385,6 +418,19 @@ class LLM:
     def __repr__(self) -> str:
         info = self.model_info
         return f"LLM({info.name!r}, engine={info.engine!r}, n_ctx={info.n_ctx})"
+
+    def _base(self, params: SamplingParams | None) -> SamplingParams:
+        return self.default_params if params is None else params
+
+    def _with_defaults(self, messages: Sequence[Message]) -> list[Message]:
+        """The conversation after what the model's own SYSTEM and MESSAGEs say."""
+        given = list(messages)
+        head: list[Message] = []
+        if given[0]["role"] in ("system", "developer"):
+            head = [given.pop(0)]
+        elif self._defaults.system is not None:
+            head = [{"role": "system", "content": self._defaults.system}]
+        return [*head, *self._defaults.messages, *given]
 
     def _prompts(self, prompt: Any) -> tuple[list[tuple[int, ...]], bool]:
         """The prompts as ids, and whether it is one and not a list."""
@@ -447,7 +493,9 @@ class LLM:
 
         return ChatFormat(
             tokenizer=self.tokenizer,
-            template=chat_template(self.tokenizer, template),
+            template=chat_template(
+                self.tokenizer, self._defaults.template if template is None else template
+            ),
             tools=tools,
             arguments={} if arguments is None else arguments,
         )

@@ -20,10 +20,18 @@ from insula.locale import language, text
 #: name -> (module below insula.cli, function in it, its help text)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("run", "run", "help.run"),
+    "search": ("search", "search", "help.search"),
+    "recommend": ("recommend", "recommend", "help.recommend"),
     "pull": ("pull", "pull", "help.pull"),
     "list": ("list_models", "list_models", "help.list"),
     "show": ("show", "show", "help.show"),
+    "create": ("create", "create", "help.create"),
+    "cp": ("cp", "cp", "help.cp"),
     "rm": ("rm", "rm", "help.rm"),
+    "prune": ("prune", "prune", "help.prune"),
+    "export": ("export", "export", "help.export"),
+    "import": ("import_model", "import_model", "help.import"),
+    "lock": ("lock", "lock", "help.lock"),
     "tokenize": ("tokenize", "tokenize", "help.tokenize"),
     "quantize": ("quantize", "quantize", "help.quantize"),
     "bench": ("bench", "bench", "help.bench"),

@@ -137,7 +137,9 @@ def received(part: Path) -> int:
     """Bytes of a chunked part that are there; of any other its size."""
     try:
         head, *lines = part.with_suffix(".chunks").read_text(encoding="ascii").split("\n")
-        return min(part.stat().st_size, int(json.loads(head)["chunk"]) * (len(lines) - 1))
+        chunk, size = int(json.loads(head)["chunk"]), part.stat().st_size
+        done = {int(line) for line in lines[:-1] if line.isdigit()}
+        return sum(max(0, min(chunk, size - number * chunk)) for number in done)
     except (OSError, ValueError, KeyError, TypeError):
         return part.stat().st_size if part.exists() else 0
 
