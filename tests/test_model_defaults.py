@@ -100,6 +100,7 @@ def test_without_the_defaults_it_is_its_base(home):
 
 
 def test_a_template_of_the_modelfile_makes_a_base_model_chat(home):
+    (home / "tiny.gguf").unlink()
     write_tiny(home / "tiny.gguf", template=None)
     make(home, "FROM ./tiny.gguf\nTEMPLATE chatml", "named")
     make(home, f'FROM ./tiny.gguf\nTEMPLATE """{TEMPLATE}"""', "jinja")

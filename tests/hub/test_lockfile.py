@@ -127,8 +127,10 @@ def test_the_file_may_be_elsewhere(store, tmp_path, monkeypatch):
         b'{"format": "insula-lock", "version": 2, "models": {}}',
         b'{"format": "insula-lock", "version": 1, "models": []}',
         b'{"format": "insula-lock", "version": 1, "models": {"a:1": {}}}',
-        b'{"format": "insula-lock", "version": 1, "models": {"a:1": {"digest": "x", '
-        b'"sha256": "x", "size": 1, "source": ""}}}',
+        (
+            b'{"format": "insula-lock", "version": 1, "models": {"a:1": {"digest": "x", '
+            b'"sha256": "x", "size": 1, "source": ""}}}'
+        ),
     ],
 )
 def test_a_broken_file_stops_rather_than_unpins(store, tmp_path, content):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -52,7 +53,7 @@ def test_it_arrives_in_spans_that_touch(hub, remote, tmp_path, quick):
     assert len(asked) == 6
     assert asked[0][0] == 0
     assert asked[-1][1] == len(DATA) - 1
-    assert all(a[1] + 1 == b[0] for a, b in zip(asked, asked[1:], strict=False))
+    assert all(a[1] + 1 == b[0] for a, b in itertools.pairwise(asked))
     done = [event.done for event in events if event.phase == "download"]
     assert done == sorted(done)
     assert done[-1] == len(DATA)

@@ -24,19 +24,19 @@ class KnownModel:
     """
 
     repo: str
+    gguf: str
     arch: str
     parameters: float
     licence: str
     context: int
     shape: tuple[int, int, int, int]
-    gguf: str | None = None
     tokens: float | None = None
     data: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """What `insula pull` takes, where a GGUF repository is known; else the original's."""
-        return f"hf.co/{self.gguf or self.repo}"
+        """What `insula pull` takes."""
+        return f"hf.co/{self.gguf}"
 
     @property
     def q4_bytes(self) -> int:
@@ -55,7 +55,7 @@ def _rows(
     arch: str,
     licence: str,
     context: int,
-    *rows: tuple[str, str | None, float, tuple[int, int, int, int], float | None],
+    *rows: tuple[str, str, float, tuple[int, int, int, int], float | None],
     data: tuple[str, ...] = (),
 ) -> tuple[KnownModel, ...]:
     """A family: (repository, GGUF one, billions of parameters, shape, trillions of tokens)."""
@@ -82,7 +82,13 @@ _HF, _Q = "HuggingFaceTB/SmolLM2", "Qwen/Qwen"
 KNOWN: tuple[KnownModel, ...] = (
     *_rows(
         *("llama", "Apache-2.0", 8192),
-        (f"{_HF}-135M-Instruct", None, 0.1345, (30, 3, 64, 576), 2),
+        (
+            f"{_HF}-135M-Instruct",
+            "bartowski/SmolLM2-135M-Instruct-GGUF",
+            0.1345,
+            (30, 3, 64, 576),
+            2,
+        ),
         (f"{_HF}-360M-Instruct", f"{_HF}-360M-Instruct-GGUF", 0.362, (32, 5, 64, 960), 4),
         (f"{_HF}-1.7B-Instruct", f"{_HF}-1.7B-Instruct-GGUF", 1.71, (24, 32, 64, 2048), 11),
         data=_SMOLLM2,

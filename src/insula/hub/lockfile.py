@@ -46,7 +46,10 @@ def path() -> Path:
 
 def read() -> dict[str, Pin]:
     """The pins by name; none where there is no file. FormatError for one that is broken."""
-    where = path()
+    try:
+        where = path()
+    except FileNotFoundError:  # the folder that we are in is gone
+        return {}
     try:
         raw = json.loads(read_small(where, MAX_BYTES))
         if raw["format"] != FORMAT or raw["version"] != VERSION:

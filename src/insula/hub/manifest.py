@@ -96,6 +96,12 @@ def is_sha256(value: object) -> bool:
     return isinstance(value, str) and _HEX.fullmatch(value) is not None
 
 
+def is_file_name(value: str) -> bool:
+    """Whether `value` can only name a file in the folder where it is put."""
+    bad = set(value) & set('/\\:*?"<>|')
+    return bool(value) and len(value) <= 255 and value.isprintable() and not bad and value[0] != "."
+
+
 def encode(manifest: Manifest) -> bytes:
     """The document, as schema 2."""
     document = {"schema": SCHEMA, **asdict(manifest)}
@@ -125,6 +131,8 @@ def from_plain(raw: object) -> Manifest:
     }
     _checked(document, kinds, allowed=() if schema == 1 else ("layers", "defaults", "place"))
     _check_blob(document)
+    if not is_file_name(document["file"]):
+        raise ValueError("file")
     if schema == 1:
         return Manifest(**document)
     layers, place = document.get("layers", []), document.get("place")

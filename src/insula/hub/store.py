@@ -26,7 +26,7 @@ from insula.errors import ConfigError, FormatError, NotFoundError, ResourceError
 from insula.hub import manifest as documents
 from insula.hub import places
 from insula.hub.manifest import Manifest, is_sha256
-from insula.hub.names import StoreName, parse_store_name
+from insula.hub.names import DEFAULT_TAG, StoreName, parse_store_name
 from insula.locale import text
 from insula.security.lock import locked
 from insula.security.small_file import NotRegularError, TooLongError, read_small
@@ -102,7 +102,7 @@ class ModelStore:
         return manifests, faults
 
     def get(self, name: str) -> Manifest | None:
-        """The manifest that `name` means; without a tag, the only one under that name.
+        """The manifest that `name` means; without a tag, the only one there is, else `latest`.
 
         Raises ConfigError for an unsafe name and FormatError for a broken manifest.
         """
@@ -112,8 +112,11 @@ class ModelStore:
                 return _read_manifest(self.manifest_path(wanted))
             except (FileNotFoundError, NotADirectoryError):
                 return self._get_any_case(str(wanted))
-        found = list(self.manifests.joinpath(*wanted.parts).glob("*.json"))
-        return _read_manifest(found[0]) if len(found) == 1 else None
+        folder = self.manifests.joinpath(*wanted.parts)
+        found = list(folder.glob("*.json"))
+        if len(found) > 1:
+            found = [path for path in found if path.name == f"{DEFAULT_TAG}.json"]
+        return _read_manifest(found[0]) if found else None
 
     def _get_any_case(self, name: str) -> Manifest | None:
         # Quantization names are written in both cases; q4_k_m finds Q4_K_M.

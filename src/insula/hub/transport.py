@@ -11,6 +11,7 @@ from __future__ import annotations
 import email.utils
 import json
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -129,6 +130,7 @@ class Transport:
         self._token = token
         self._token_origin = _origin(token_for) if token and token_for else None
         self._client: httpx2.Client | None = None
+        self._connecting = threading.Lock()
 
     def __enter__(self) -> Transport:
         return self
@@ -146,20 +148,24 @@ class Transport:
             refusal = OfflineError(text("hub.offline_set"))
             refusal.retryable = False
             raise refusal
-        if self._client is None:
-            import httpx2
+        with self._connecting:  # several threads may fetch parts of one file
+            if self._client is None:
+                self._client = self._new_client()
+            return self._client
 
-            retry = self.retry
-            try:
-                self._client = httpx2.Client(
-                    follow_redirects=False,
-                    timeout=httpx2.Timeout(retry.read_timeout, connect=retry.connect_timeout),
-                    headers={"User-Agent": "insula", "Accept-Encoding": "identity"},
-                )
-            except (ValueError, httpx2.InvalidURL, ImportError) as error:
-                # A proxy setting that is no address, or a SOCKS one without the package for it.
-                raise ConfigError(text("hub.bad_proxy", reason=error)) from error
-        return self._client
+    def _new_client(self) -> httpx2.Client:
+        import httpx2
+
+        retry = self.retry
+        try:
+            return httpx2.Client(
+                follow_redirects=False,
+                timeout=httpx2.Timeout(retry.read_timeout, connect=retry.connect_timeout),
+                headers={"User-Agent": "insula", "Accept-Encoding": "identity"},
+            )
+        except (ValueError, httpx2.InvalidURL, ImportError) as error:
+            # A proxy setting that is no address, or a SOCKS one without the package for it.
+            raise ConfigError(text("hub.bad_proxy", reason=error)) from error
 
     @contextmanager
     def open(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[httpx2.Response]:

@@ -6,7 +6,7 @@ TEXTS = {
     "about_size": "AS Q4_K_M",
     "training": "TRAINED ON (AS PUBLISHED)",
     "tokens": "{count} T tokens",
-    "how_to_pull": "sizes are estimates; insula pull NAME:Q4_K_M fetches a model whose name ends in GGUF, insula recommend says what fits here",
+    "how_to_pull": "sizes are estimates; insula pull NAME fetches one, insula recommend says what fits here",
     "needs_words": "--online needs words to search for",
     "downloads": "DOWNLOADS",
     "gated": "wants a login",

@@ -6,7 +6,7 @@ TEXTS = {
     "about_size": "EN Q4_K_M",
     "training": "ENTRENADO CON (SEGÚN SE PUBLICÓ)",
     "tokens": "{count} T tokens",
-    "how_to_pull": "los tamaños son estimaciones; insula pull NOMBRE:Q4_K_M trae un modelo cuyo nombre acabe en GGUF, insula recommend dice qué cabe aquí",
+    "how_to_pull": "los tamaños son estimaciones; insula pull NOMBRE trae uno, insula recommend dice qué cabe aquí",
     "needs_words": "--online necesita palabras que buscar",
     "downloads": "DESCARGAS",
     "gated": "pide cuenta",
