@@ -59,7 +59,7 @@ def create(
         ]
         for number, adapter in enumerate(modelfile.adapters):
             copy = scratch / f"adapter-{number}"
-            layers.append(_adapter(folder / adapter, copy, files, progress))
+            layers.append(_adapter(folder / Path(adapter).expanduser(), copy, files, progress))
         licences = [words.encode() for words in modelfile.licences]
         for number, words in enumerate(licences):
             sha256 = hashlib.sha256(words).hexdigest()

@@ -95,7 +95,7 @@ TEXTS = {
     "line_unused": "the Modelfile's line {line!r} speaks to Ollama itself and is not used",
     "from_folder": "FROM {path} is a folder; write its model as one file first: insula quantize {path} model.gguf",
     "from_not_found": "FROM {base}: {reason}",
-    "go_template": "the Modelfile's TEMPLATE is in Ollama's (Go) template language and is not used; the template in the model's own file is",
+    "go_template": "the Modelfile's TEMPLATE is in Ollama's (Go) template language and is not used; the template in the model's own file is, if it has one",
     "adapter_kept": "the adapter is kept with the model, which cannot run until an engine here applies LoRA adapters",
     "needs_adapter": "{name} has a LoRA adapter (ADAPTER), and no engine here applies adapters yet; run its base without it, or merge the adapter into the weights",
     "no_projector": "this model can see images with its projector, which is kept but not used: here it reads text",

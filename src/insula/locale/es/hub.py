@@ -95,7 +95,7 @@ TEXTS = {
     "line_unused": "la línea {line!r} del Modelfile le habla a Ollama y no se usa",
     "from_folder": "FROM {path} es una carpeta; escribe antes su modelo como un solo fichero: insula quantize {path} model.gguf",
     "from_not_found": "FROM {base}: {reason}",
-    "go_template": "la TEMPLATE del Modelfile está en el lenguaje de plantillas de Ollama (Go) y no se usa; se usa la plantilla del fichero del modelo",
+    "go_template": "la TEMPLATE del Modelfile está en el lenguaje de plantillas de Ollama (Go) y no se usa; se usa la plantilla del fichero del modelo, si la tiene",
     "adapter_kept": "el adaptador se guarda con el modelo, que no puede ejecutarse hasta que un motor aplique aquí adaptadores LoRA",
     "needs_adapter": "{name} tiene un adaptador LoRA (ADAPTER), y ningún motor aplica aquí adaptadores todavía; ejecuta su base sin él, o funde el adaptador con los pesos",
     "no_projector": "este modelo puede ver imágenes con su proyector, que se guarda pero no se usa: aquí lee texto",
