@@ -253,6 +253,7 @@ def test_names_that_may_not_be_given(base, tmp_path, name, kind):
     [
         ("FROM nothing", NotFoundError),
         ("FROM ./nothing.gguf", NotFoundError),
+        ("FROM ~nobody-of-that-name/m.gguf", NotFoundError),
         ("FROM folder", UnsupportedError),
         ("FROM text.gguf", FormatError),
     ],

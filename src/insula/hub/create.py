@@ -59,7 +59,7 @@ def create(
         ]
         for number, adapter in enumerate(modelfile.adapters):
             copy = scratch / f"adapter-{number}"
-            layers.append(_adapter(folder / Path(adapter).expanduser(), copy, files, progress))
+            layers.append(_adapter(folder / places.expanded(adapter), copy, files, progress))
         licences = [words.encode() for words in modelfile.licences]
         for number, words in enumerate(licences):
             sha256 = hashlib.sha256(words).hexdigest()
@@ -105,7 +105,7 @@ def _base(
     in_place: bool,
 ) -> tuple[Manifest, dict[str, Path]]:
     """The manifest of what FROM names, and the files that come into the store with it."""
-    beside = None if "://" in asked else folder / Path(asked).expanduser()
+    beside = None if "://" in asked else folder / places.expanded(asked)
     if beside is not None and beside.is_dir():
         raise UnsupportedError(text("hub.from_folder", path=beside))
     if beside is None or not beside.is_file():

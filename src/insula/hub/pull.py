@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from insula.errors import ChecksumError, FormatError, NotFoundError
-from insula.hub import catalog, huggingface, lockfile, pypi, signatures
+from insula.hub import catalog, huggingface, lockfile, places, pypi, signatures
 from insula.hub.arrival import already, done, now
 from insula.hub.catalog import CatalogEntry
 from insula.hub.download import Remote, fetch, need_space, transfer
@@ -67,8 +67,8 @@ def pull(
 
 
 def _is_file(name: str) -> bool:
-    with suppress(OSError, ValueError, RuntimeError):  # too long, or ~ of nobody
-        return Path(name).expanduser().is_file()
+    with suppress(OSError, ValueError):  # too long
+        return places.expanded(name).is_file()
     return False
 
 

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from insula.errors import ConfigError, NotFoundError, UnsupportedError
-from insula.hub import arrival, lockfile, signatures
+from insula.hub import arrival, lockfile, places, signatures
 from insula.hub.download import BLOCK, Remote, disk_trouble, fetch, need_space, transfer
 from insula.hub.huggingface import quant_of
 from insula.hub.manifest import Manifest, Place, is_file_name
@@ -95,7 +95,7 @@ def examine(file: Path, name: str | None, copy: Path | None, progress: Progress 
 
     Without a copy the manifest means the file where it is.
     """
-    path = file.expanduser()
+    path = places.expanded(file)
     if not path.is_file():
         raise NotFoundError(text("hub.no_such_file", path=path))
     _refuse_split(path.name)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from insula.errors import ConfigError, NotFoundError
-from insula.hub import catalog, local, lockfile
+from insula.hub import catalog, local, lockfile, places
 from insula.hub.manifest import Manifest
 from insula.hub.names import HubRef, parse_reference
 from insula.hub.store import ModelStore
@@ -60,7 +60,7 @@ def locate(
     if "\0" in name:
         raise ConfigError(text("hub.bad_name", name=name[:120]))
     store = store or ModelStore()
-    path = Path(name).expanduser()
+    path = places.expanded(name)
     if _is_file(path):
         return Located(path=path, name=name, origin="path")
     if _looks_like_path(name) and parse_reference(name) is None:

@@ -132,11 +132,12 @@ def wanted(
 
 def wanted_beside(path: Path) -> Signature | None:
     """The same for a file of this machine."""
-    source = f"file:{path.expanduser().absolute()}"
+    path = places.expanded(path)
+    source = f"file:{path.absolute()}"
     keys = needed(source)
     if not keys:
         return None
-    beside = Path(os.fspath(path.expanduser()) + SUFFIX)
+    beside = Path(os.fspath(path) + SUFFIX)
     try:
         data = read_small(beside, MAX_BYTES)
     except OSError:
