@@ -14,7 +14,6 @@ import pytest
 
 from cli.conftest import failed
 from hub_server import slowly
-from insula.cli.commands import COMMANDS
 
 MODELFILE = """FROM ./tiny.gguf
 PARAMETER temperature 0
@@ -219,14 +218,6 @@ def test_recommend(insula, here):
     done = insula("recommend", "--fast", LANG="es_ES")
     assert "MEMORIA" in done.stdout
     assert failed(insula("recommend", "--ctx", "0"), 2)
-
-
-@pytest.mark.parametrize("command", sorted(COMMANDS))
-@pytest.mark.parametrize("language", ["en", "es"])
-def test_every_command_has_its_help(insula, command, language):
-    done = insula(command, "--help", INSULA_LANG=language)
-    assert done.returncode == 0
-    assert ("Usage:" if language == "en" else "Uso:") in done.stdout
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9 on Windows")

@@ -20,10 +20,10 @@ from insula.locale import language, text
 #: name -> (module below insula.cli, function in it, its help text)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("run", "run", "help.run"),
-    "search": ("search", "search", "help.search"),
-    "recommend": ("recommend", "recommend", "help.recommend"),
     "pull": ("pull", "pull", "help.pull"),
     "list": ("list_models", "list_models", "help.list"),
+    "search": ("search", "search", "help.search"),
+    "recommend": ("recommend", "recommend", "help.recommend"),
     "show": ("show", "show", "help.show"),
     "create": ("create", "create", "help.create"),
     "cp": ("cp", "cp", "help.cp"),
@@ -50,7 +50,7 @@ _HELP_ES = (
     (re.compile(r"\[OPTIONS\]"), "[OPCIONES]"),
     (re.compile(r"COMMAND \[ARGS\]\.\.\."), "ORDEN [ARGUMENTOS]..."),
     (re.compile(r"\[required\]"), "[obligatorio]"),
-    (re.compile(r"\[default: "), "[por defecto: "),
+    (re.compile(r"\[default:"), "[por defecto:"),
     (re.compile(r"Show this message and exit\."), "Muestra esta ayuda y sale."),
     (
         re.compile(r"Install completion for the current shell\."),
