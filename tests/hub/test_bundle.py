@@ -219,6 +219,7 @@ def _set(document, *path, value):
         lambda d: d.clear(),
         lambda d: _set(d, "models", 0, "name", value="../../x:1"),
         lambda d: _set(d, "models", 0, "name", value="a"),
+        lambda d: _set(d, "models", 0, "name", value="smollm2:135m"),
         lambda d: _set(d, "models", 0, "name", value="/etc/x:1"),
         lambda d: _set(d, "models", 0, "sha256", value="../../x"),
         lambda d: _set(d, "models", 0, "file", value="../../x.gguf"),

@@ -218,6 +218,12 @@ def test_nobody_there(quick, monkeypatch):
         pull(NAME, retry=quick)
 
 
+def test_an_empty_template_is_none(hub, quick):
+    hub.add_to_registry("library/x:latest", [("model", b"GGUF"), ("template", b" \n")])
+    own = defaults.of(pull("ollama.com/library/x", retry=quick))
+    assert (own.template, own.notes) == (None, ())
+
+
 def test_an_adapter_and_a_projector_are_kept(hub, quick):
     hub.add_to_registry("library/eyes:latest", [("model", b"GGUF"), ("projector", b"GGUF eyes")])
     hub.add_to_registry("library/lora:latest", [("model", b"GGUF"), ("adapter", b"GGUF lora")])

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from insula.errors import ChecksumError, FormatError, NotFoundError
-from insula.hub import arrival, lockfile, signatures
+from insula.hub import arrival, catalog, lockfile, signatures
 from insula.hub import manifest as documents
 from insula.hub.download import BLOCK, disk_trouble, need_space
 from insula.hub.manifest import Manifest
@@ -209,7 +209,10 @@ def _read_head(path: Path, data: bytes) -> tuple[list[Manifest], dict[str, int]]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise _broken(path, MANIFEST) from None
     for manifest in manifests:
-        if parse_store_name(manifest.name).tag is None:
+        entry = catalog.find(manifest.name)
+        # What the catalogue's names mean is in the program.
+        forged = entry is not None and entry.sha256 != manifest.sha256
+        if forged or parse_store_name(manifest.name).tag is None:
             raise _broken(path, manifest.name)
     return manifests, blobs
 

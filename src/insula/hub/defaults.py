@@ -47,7 +47,7 @@ def of(manifest: Manifest) -> ModelDefaults:
     given = manifest.defaults
     meaning = parameters.meaning(given.parameters)
     notes = list(meaning.notes)
-    template = given.template
+    template = given.template if (given.template or "").strip() else None
     if template is not None and is_go_template(template):
         template = None
         notes.append(text("hub.go_template"))
