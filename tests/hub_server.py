@@ -1,4 +1,5 @@
-"""A server on the loopback that speaks a model hub's and a package index's own routes.
+"""A server on the loopback that speaks the own routes of a Hugging Face hub, an Ollama registry and
+a package index.
 
 The hub answers on one port and its bytes come, by redirect, from another: two origins, as in
 life. Faults are queued per route and used up in order, one per request: a callable that gets
@@ -53,6 +54,7 @@ class HubServer:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.projects: dict[str, dict[str, bytes]] = {}
+        self.registry: dict[str, dict[str, Any]] = {}
         self.blobs: dict[str, bytes] = {}
         self.seen: list[Seen] = []
         self.faults: list[Fault] = []  # before the bytes are sent
@@ -88,6 +90,30 @@ class HubServer:
             self.blobs[hashlib.sha256(data).hexdigest()] = data
         return repo
 
+    def add_to_registry(self, name: str, layers: list[tuple[str, bytes]]) -> None:
+        """`name` is namespace/model:tag; layers as (last part of the media type, bytes)."""
+        rows = []
+        for kind, data in layers:
+            sha = hashlib.sha256(data).hexdigest()
+            self.blobs[sha] = data
+            rows.append(
+                {
+                    "mediaType": f"application/vnd.ollama.image.{kind}",
+                    "digest": f"sha256:{sha}",
+                    "size": len(data),
+                }
+            )
+        self.registry[name] = {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+            "config": {
+                "mediaType": "application/vnd.docker.container.image.v1+json",
+                "digest": f"sha256:{'0' * 64}",
+                "size": 2,
+            },
+            "layers": rows,
+        }
+
     def bytes_requests(self) -> list[Seen]:
         return [seen for seen in self.seen if seen.side == "cdn"]
 
@@ -120,6 +146,13 @@ class Handler(BaseHTTPRequestHandler):
             self._record(match[1])
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
             self._tree(match[1], match[2], parse_qs(url.query))
+        elif path == "/api/models":
+            self._search(parse_qs(url.query))
+        elif match := re.fullmatch(r"/v2/([^/]+/[^/]+)/manifests/([^/]+)", path):
+            self._registry_manifest(f"{match[1]}:{match[2]}")
+        elif match := re.fullmatch(r"/v2/[^/]+/[^/]+/blobs/sha256:([0-9a-f]{64})", path):
+            location = f"{hub.cdn}/blobs/{match[1]}?signature=secret"
+            self.reply(307, b"", {"Location": location})
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(match[1], match[3])
         else:
@@ -213,6 +246,31 @@ class Handler(BaseHTTPRequestHandler):
         }
         self.reply(302, b"", headers)
 
+    def _search(self, query: dict[str, list[str]]) -> None:
+        """As the hub lists models: those whose name holds the words, with their tags."""
+        words = query.get("search", [""])[0].lower().split()
+        rows = [
+            {
+                "id": repo_id,
+                "downloads": 1000 + len(repo.files),
+                "likes": 7,
+                "gated": False,
+                "tags": ["gguf", *([f"license:{repo.licence}"] if repo.licence else [])],
+            }
+            for repo_id, repo in self.hub.repos.items()
+            if all(word in repo_id.lower() for word in words)
+            and any(path.endswith(".gguf") for path in repo.files)
+        ]
+        self.reply(200, json.dumps(rows[: int(query.get("limit", ["20"])[0])]).encode())
+
+    def _registry_manifest(self, name: str) -> None:
+        manifest = self.hub.registry.get(name)
+        if manifest is None:
+            self.reply(404, b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}')
+            return
+        kind = "application/vnd.docker.distribution.manifest.v2+json"
+        self.reply(200, json.dumps(manifest).encode(), kind=kind)
+
     def _blob(self, path: str) -> None:
         data = self.hub.blobs.get(path.rpartition("/")[2])
         if data is None:
@@ -224,22 +282,24 @@ class Handler(BaseHTTPRequestHandler):
         """The body with Range and If-Range honoured; the line is cut after `stop_after` bytes."""
         etag = f'"{hashlib.sha256(data).hexdigest()}"'
         start, status = 0, 200
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        end = len(data)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked and self.headers.get("If-Range", etag) == etag:
             start, status = int(asked[1]), 206
+            end = min(end, int(asked[2] or end) + 1)
             if start >= len(data):
                 self.reply(416, b"", {"Content-Range": f"bytes */{len(data)}"})
                 return
         self.send_response(status)
-        self.send_header("Content-Length", str(len(data) - start))
+        self.send_header("Content-Length", str(end - start))
         if self.hub.etags:
             self.send_header("ETag", etag)
         if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
         self.end_headers()
         if self.command == "HEAD":
             return
-        body = data[start:]
+        body = data[start:end]
         if stop_after is not None:
             body = body[:stop_after]
         step = 65536

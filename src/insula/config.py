@@ -24,6 +24,8 @@ ISAS = (
     *("neon", "neon-dotprod", "neon-i8mm"),
 )
 
+#: A hub takes more of them from one client for an attack.
+MOST_CONNECTIONS = 16
 _MOST_BYTES = 1 << 63
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
@@ -44,6 +46,10 @@ class Settings:
     language: language of the program's texts, en or es (INSULA_LANG, else the locale).
     remote_api_key: what a remote server is shown (INSULA_REMOTE_API_KEY).
     hub_endpoint, hub_token, offline: HF_ENDPOINT, HF_TOKEN, INSULA_OFFLINE or HF_HUB_OFFLINE.
+    registry: the Ollama registry's address (INSULA_OLLAMA_REGISTRY).
+    hub_connections: parts of one file that are fetched at once (INSULA_HUB_CONNECTIONS).
+    lock_file: the file that pins models (INSULA_LOCK), None: insula.lock where a command is run.
+    trusted_keys: the file that says whose signature a source must carry (INSULA_TRUSTED_KEYS).
     """
 
     home: Path
@@ -59,6 +65,10 @@ class Settings:
     hub_endpoint: str
     hub_token: str | None
     offline: bool
+    registry: str
+    hub_connections: int
+    lock_file: Path | None
+    trusted_keys: Path | None
 
     @property
     def models(self) -> Path:
@@ -91,6 +101,13 @@ def settings(env: Mapping[str, str] | None = None) -> Settings:
             (get(name) or "").lower() in {"1", "on", "yes", "true"}
             for name in ("INSULA_OFFLINE", "HF_HUB_OFFLINE")
         ),
+        registry=(get("INSULA_OLLAMA_REGISTRY") or "https://registry.ollama.ai").rstrip("/"),
+        hub_connections=_count(
+            "INSULA_HUB_CONNECTIONS", get("INSULA_HUB_CONNECTIONS"), most=MOST_CONNECTIONS
+        )
+        or 4,
+        lock_file=_file("INSULA_LOCK", get("INSULA_LOCK")),
+        trusted_keys=_file("INSULA_TRUSTED_KEYS", get("INSULA_TRUSTED_KEYS")),
     )
 
 
@@ -110,7 +127,7 @@ def parse_size(value: str | int, *, name: str = "size") -> int:
     return size
 
 
-def folder(value: object, *, name: str) -> Path:
+def folder(value: object, *, name: str, kind: str = "folder") -> Path:
     """An absolute path from what a person gave, `~` included. Raises ConfigError."""
     try:
         path = os.fspath(value)  # type: ignore[call-overload]
@@ -120,7 +137,7 @@ def folder(value: object, *, name: str) -> Path:
         return Path(path).expanduser().absolute()
     except (TypeError, RuntimeError, UnicodeError):
         found = repr(value)[:80]
-        raise ConfigError(f"{name}: found {found}; allowed is the path of a folder") from None
+        raise ConfigError(f"{name}: found {found}; allowed is the path of a {kind}") from None
 
 
 def _home(home: str | None, xdg: str | None, local: str | None) -> Path:
@@ -139,12 +156,16 @@ def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def _count(name: str, value: str | None) -> int | None:
+def _count(name: str, value: str | None, *, most: int = 1024) -> int | None:
     if not value:
         return None
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 1024:
-        raise ConfigError(f"{name}: found {value!r}; allowed is a whole number from 1 to 1024")
+    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= most:
+        raise ConfigError(f"{name}: found {value!r}; allowed is a whole number from 1 to {most}")
     return int(value)
+
+
+def _file(name: str, value: str | None) -> Path | None:
+    return folder(value, name=name, kind="file") if value else None
 
 
 def _language(env: Mapping[str, str]) -> str:

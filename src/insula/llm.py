@@ -11,6 +11,7 @@ report. Thread-safe, except that a ChatSession belongs to one thread at a time.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from insula.chat.session import ChatSession
     from insula.chat.templates import ChatTemplate
     from insula.engine.embedding import EmbeddingEngine
+    from insula.hub.defaults import ModelDefaults
     from insula.hub.transport import Progress
 
 #: One prompt: text, or token ids.
@@ -70,6 +72,7 @@ class LLM:
         mmproj: str | os.PathLike[str] | None = None,
         api_key: str | None = None,
         timeout: float | None = None,
+        defaults: bool = True,
         download: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -112,6 +115,8 @@ class LLM:
             conversation (`chat.media`).
         api_key: what a remote server is shown; None: INSULA_REMOTE_API_KEY. timeout: seconds for
             which it may say nothing; None: 300.
+        defaults: take what a model of the store brings of its own where nothing else is said:
+            a Modelfile's PARAMETERs, and in chats its SYSTEM, MESSAGEs and TEMPLATE.
         download: fetch a model that is not here yet; progress is told how far it is.
 
         Raises ConfigError, NotFoundError, FormatError, UnsupportedError, TokenizerError,
@@ -119,6 +124,8 @@ class LLM:
         """
         from insula.engine.load_elsewhere import is_address, is_folder, load_folder, load_remote
         from insula.hub import advice
+        from insula.hub.defaults import ModelDefaults
+        from insula.hub.defaults import of as defaults_of
         from insula.hub.resolve import locate
 
         env = settings()
@@ -135,13 +142,15 @@ class LLM:
                 "weights": weights,
                 "cache_dir": cache_dir or None,
                 "cache_dir_bytes": cache_dir_bytes,
+                "adapters": adapters,
                 "gpu_layers": gpu_layers,
                 "mmproj": mmproj,
                 "api_key": api_key,
                 "timeout": timeout,
             }
             elsewhere = load_remote if is_address(model) else load_folder
-            self._take(elsewhere(os.fspath(model), engine or "auto", asked, env, max_running))
+            made = elsewhere(os.fspath(model), engine or "auto", asked, env, max_running)
+            self._take(made, ModelDefaults())
             return
         for name, value in (("api_key", api_key), ("timeout", timeout)):
             if value is not None:
@@ -153,6 +162,14 @@ class LLM:
         if cache_dir_bytes is None:
             cache_dir_bytes = env.cache_dir_bytes or CACHE_DIR_BYTES
         found = locate(model, allow_download=download, progress=progress)
+        # Also where they are not wanted: a model that needs an adapter is no model without it.
+        own = ModelDefaults() if found.manifest is None else defaults_of(found.manifest)
+        if not defaults:
+            own = ModelDefaults()
+        if n_ctx is None:
+            n_ctx = own.meaning.n_ctx
+        if n_threads is None and env.threads is None:
+            n_threads = own.meaning.n_threads
         draft = None
         if speculate not in ("off", "ngram"):
             draft = locate(speculate, allow_download=download, progress=progress)
@@ -184,10 +201,15 @@ class LLM:
                 mmproj=None if mmproj is None else Path(mmproj).expanduser(),
             ),
         )
-        self._take(loaded)
+        self._take(loaded, own)
 
-    def _take(self, loaded: Loaded) -> None:
-        self.model_info: ModelInfo = loaded.info
+    def _take(self, loaded: Loaded, own: ModelDefaults) -> None:
+        self._defaults = own
+        self.model_info: ModelInfo = dataclasses.replace(
+            loaded.info,
+            has_chat_template=loaded.info.has_chat_template or own.template is not None,
+            notes=(*loaded.info.notes, *own.notes),
+        )
         self._engine: TextEngine = loaded.engine
         self._close: Callable[[], None] = loaded.close
 
@@ -195,6 +217,16 @@ class LLM:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self._engine.tokenizer
+
+    @property
+    def defaults(self) -> ModelDefaults:
+        """What the model brings of its own, as a Modelfile or a registry set it."""
+        return self._defaults
+
+    @property
+    def default_params(self) -> SamplingParams:
+        """What holds where no `params` are given; options by keyword go on top."""
+        return self._defaults.meaning.sampling
 
     @property
     def n_ctx(self) -> int:
@@ -240,9 +272,8 @@ class LLM:
         Raises ConfigError, ContextOverflowError, TokenizerError, EngineError.
         """
         prompts, one = self._prompts(prompt)
-        sampling = sampling_params(
-            params, options, others=("n", "overflow", "use_cache", "salt", "adapter")
-        )
+        names = ("n", "overflow", "use_cache", "salt", "adapter")
+        sampling = sampling_params(self._base(params), options, others=names)
         many = samples(sampling, n)
         handles: list[Handle] = []
         try:
@@ -277,9 +308,8 @@ class LLM:
         prompts, one = self._prompts(prompt)
         if not one:
             raise ConfigError("stream takes one prompt; open a stream for each")
-        sampling = sampling_params(
-            params, options, others=("overflow", "use_cache", "salt", "adapter")
-        )
+        names = ("overflow", "use_cache", "salt", "adapter")
+        sampling = sampling_params(self._base(params), options, others=names)
         request = self._request(
             prompts[0], sampling, overflow, use_cache=use_cache, salt=salt, adapter=adapter
         )
@@ -342,13 +372,13 @@ class LLM:
         from insula.chat import whole
         from insula.chat.reply import Reply
 
+        self._check_adapter(adapter)
+        names = ("template", "tools", "template_arguments", "overflow", "salt", "adapter")
         if whole.wanted(self._engine, messages):
-            names = ("template", "tools", "template_arguments", "overflow", "salt")
-            self._check_adapter(adapter)
             handle = whole.submit(
                 self._engine,
                 messages,
-                sampling_params(params, options, others=names),
+                sampling_params(self._base(params), options, others=names),
                 template=template,
                 tools=tools,
                 arguments=template_arguments,
@@ -357,11 +387,9 @@ class LLM:
                 notes=self.model_info.notes,
             )
             return Stream(handle)
-        self._check_adapter(adapter)
-        messages = chat_prompt.plain_messages(messages)
+        messages = self._with_defaults(chat_prompt.plain_messages(messages))
         chat_prompt.check_overflow(overflow)
-        names = ("template", "tools", "template_arguments", "overflow", "salt", "adapter")
-        sampling = sampling_params(params, options, others=names)
+        sampling = sampling_params(self._base(params), options, others=names)
         chat_format = self._chat_format(template, tools, template_arguments)
         prompt, sampling, notes = chat_prompt.fitted(
             messages,
@@ -419,8 +447,9 @@ class LLM:
         return ChatSession(
             self._engine,
             chat_format,
-            system=system,
-            params=sampling_params(params, options, others=names),
+            system=self._defaults.system if system is None else system,
+            opening=self._defaults.messages,
+            params=sampling_params(self._base(params), options, others=names),
             overflow=overflow,
             salt=salt,
             adapter=adapter,
@@ -552,6 +581,19 @@ class LLM:
             backend=self.model_info.engine,
         )
 
+    def _base(self, params: SamplingParams | None) -> SamplingParams:
+        return self.default_params if params is None else params
+
+    def _with_defaults(self, messages: Sequence[Message]) -> list[Message]:
+        """The conversation after what the model's own SYSTEM and MESSAGEs say."""
+        given = list(messages)
+        head: list[Message] = []
+        if given[0]["role"] in ("system", "developer"):
+            head = [given.pop(0)]
+        elif self._defaults.system is not None:
+            head = [{"role": "system", "content": self._defaults.system}]
+        return [*head, *self._defaults.messages, *given]
+
     def _prompts(self, prompt: Any) -> tuple[list[tuple[int, ...] | str], bool]:
         """The prompts as ids, or as text where the engine takes that; and whether it is one and not
         a list."""
@@ -622,7 +664,9 @@ class LLM:
 
         return ChatFormat(
             tokenizer=self.tokenizer,
-            template=chat_template(self.tokenizer, template),
+            template=chat_template(
+                self.tokenizer, self._defaults.template if template is None else template
+            ),
             tools=tools,
             arguments={} if arguments is None else arguments,
         )

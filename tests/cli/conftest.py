@@ -104,6 +104,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hub(env: dict[str, str]) -> Iterator[HubServer]:
     with HubServer() as server:
         env["HF_ENDPOINT"] = server.endpoint
+        env["INSULA_OLLAMA_REGISTRY"] = server.endpoint
         yield server
 
 

@@ -265,3 +265,24 @@ def test_a_full_context_is_told_once_in_spanish(env, tiny):
         assert "dropped" not in shown
         say(chat, "/set max_tokens 500")
         assert "max_tokens es 500" in say(chat, "hi").replace("\n", "")
+
+
+def test_a_model_made_of_a_modelfile(env, tiny, insula, tmp_path):
+    (tmp_path / "Modelfile").write_text(
+        f"FROM {tiny}\nPARAMETER top_k 3\nPARAMETER num_predict 4\nPARAMETER seed 7\n"
+        "SYSTEM Be brief.\nMESSAGE user one\nMESSAGE assistant two\n"
+    )
+    assert insula("create", "mine", "-q").returncode == 0
+    with Terminal(["run", "mine"], env) as terminal:
+        terminal.expect(PROMPT)
+        assert "Be brief." in say(terminal, "/system")
+        shown = say(terminal, "/set")
+        assert re.search(r"^top_k +3$", shown, re.MULTILINE)
+        assert "top_k = 5 *" in say(terminal, "/set top_k 5")
+        assert "top_k = 3" in say(terminal, "/set top_k default")
+        say(terminal, "hello")
+        assert "assistant" in say(terminal, "/show")
+        say(terminal, "/clear")
+        shown = say(terminal, "/show")
+        assert re.search(r"assistant +two", shown)
+        assert "hello" not in shown

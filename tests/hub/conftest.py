@@ -16,7 +16,8 @@ _CLEARED = (
     *("OLLAMA_MODELS", "LMSTUDIO_MODELS", "GPT4ALL_MODELS", "LLAMA_CACHE"),
     *("XDG_DATA_HOME", "XDG_CACHE_HOME", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"),
     *("http_proxy", "https_proxy", "all_proxy", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"),
-    *("UV_DEFAULT_INDEX", "UV_INDEX_URL"),
+    *("UV_DEFAULT_INDEX", "UV_INDEX_URL", "INSULA_LOCK", "INSULA_TRUSTED_KEYS"),
+    *("INSULA_OLLAMA_REGISTRY", "INSULA_HUB_CONNECTIONS"),
 )
 
 
@@ -29,6 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "user"))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.chdir(tmp_path)  # where insula.lock would be
     return tmp_path / "home"
 
 
@@ -36,6 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with HubServer() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        monkeypatch.setenv("INSULA_OLLAMA_REGISTRY", server.endpoint)
         yield server
 
 

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.errors import ConfigError
-from insula.hub.names import HubRef, parse_hub_ref, parse_store_name
+from insula.hub.names import (
+    HubRef,
+    RegistryRef,
+    UrlRef,
+    WheelRef,
+    is_safe_segment,
+    parse_hub_ref,
+    parse_reference,
+    parse_store_name,
+)
 from insula.hub.store import ModelStore
 
 HOSTILE = [
@@ -107,3 +116,38 @@ def test_what_is_no_reference(text):
 def test_malformed_references_are_refused(text):
     with pytest.raises(ConfigError):
         parse_hub_ref(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("smollm2:135m", type(None)),
+        ("mine", type(None)),
+        ("ollama/llama3.2:1b", type(None)),
+        ("hf.co/o/r", HubRef),
+        ("https://huggingface.co/o/r", HubRef),
+        ("ollama.com/library/x", RegistryRef),
+        ("OLLAMA.com/library/x:1b", RegistryRef),
+        ("https://ollama.com/library/x", RegistryRef),
+        ("https://example.org/a/b.gguf", UrlRef),
+        ("pypi:a-b==1.0", WheelRef),
+    ],
+)
+def test_what_kind_of_place_a_name_means(name, kind):
+    assert type(parse_reference(name)) is kind
+
+
+def test_every_reference_has_a_name_that_the_store_takes():
+    for name in (
+        "ollama.com/library/x",
+        "https://example.org/%2e%2e/%2e%2e%2fetc%2fpasswd.gguf",
+        "https://[::1]:8080/con.gguf",
+        "https://example.org/" + "x" * 300 + ".gguf",
+        "https://ex%61mple.org/a b.gguf",
+        "pypi:A.b_C==1.0:x/y/m.gguf",
+    ):
+        reference = parse_reference(name)
+        parsed = parse_store_name(reference.store_name)
+        assert all(map(is_safe_segment, (*parsed.parts, parsed.tag))), name
+    one, two = (parse_reference(f"https://example.org/{p}/m.gguf") for p in "ab")
+    assert one.store_name != two.store_name

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from insula.errors import ConfigError, FormatError, NotFoundError, ResourceError
-from insula.hub.store import Manifest, ModelStore
+from insula.hub.manifest import Defaults, Layer, Manifest
+from insula.hub.store import ModelStore
 from insula.security.lock import locked
 
 
@@ -50,7 +51,7 @@ def test_what_goes_in_comes_out(store, home):
     assert store.root == home / "models"
     document = json.loads((store.manifests / "hf.co/o/r/Q4_K_M.json").read_text())
     assert document["name"] == "hf.co/o/r:Q4_K_M"
-    assert document["schema"] == 1
+    assert document["schema"] == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permission bits")
@@ -73,6 +74,8 @@ def test_a_name_without_its_tag_means_the_only_one(store):
     assert store.get("a").name == "a:1"
     put(store, "a:2", b"GGUF two")
     assert store.get("a") is None
+    put(store, "a:latest", b"GGUF three")
+    assert store.get("a").name == "a:latest"
 
 
 def test_tags_are_found_in_any_case(store):
@@ -195,3 +198,86 @@ def test_a_lock_dies_with_its_process(tmp_path):
     with locked(path):
         pass
     assert not path.exists()
+
+
+def test_a_store_of_the_earlier_layout_is_used_as_it_is(store, home):
+    """As the first release wrote it: one file per name, no layers, schema 1."""
+    data = b"GGUF of old"
+    sha256 = hashlib.sha256(data).hexdigest()
+    store.prepare()
+    (store.blobs / f"sha256-{sha256}").write_bytes(data)
+    old = {
+        "schema": 1,
+        "name": "hf.co/o/r:Q4_0",
+        "file": "m.gguf",
+        "sha256": sha256,
+        "size": len(data),
+        "source": "https://huggingface.co/o/r@1234567:m.gguf",
+        "licence": "mit",
+        "pulled": "2026-11-01T00:00:00+00:00",
+    }
+    path = store.manifests / "hf.co" / "o" / "r" / "Q4_0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(old))
+    before = path.read_bytes()
+    held = store.get("hf.co/o/r:Q4_0")
+    assert (held.layers, held.defaults.parameters, held.place) == ((), {}, None)
+    assert store.path(held).read_bytes() == data
+    assert path.read_bytes() == before  # reading writes nothing
+    copied = store.copy("hf.co/o/r", "mine:1")
+    assert copied.digest == held.digest
+    assert json.loads((store.manifests / "mine" / "1.json").read_text())["schema"] == 2
+    assert store.remove("hf.co/o/r").freed == 0
+    assert store.path(store.get("mine")).read_bytes() == data
+
+
+def test_blobs_are_shared_between_names_and_layers(store):
+    store.prepare()
+    data = b"GGUF both weights and adapter"
+    layer = Layer(kind="adapter", sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    put(store, "a:1", data)
+    extra = store.partial / "extra"
+    extra.write_bytes(b"GGUF w")
+    store.add(manifest("b:1", b"GGUF w", layers=(layer,)), extra)
+    assert store.references() == {layer.sha256: 2, hashlib.sha256(b"GGUF w").hexdigest(): 1}
+    assert store.remove("a:1").freed == 0
+    assert store.is_whole(store.get("b:1"))
+    assert store.remove("b:1").freed == len(data) + 6
+    assert list(store.blobs.iterdir()) == []
+
+
+def test_a_manifest_without_one_of_its_layers_is_not_made(store):
+    put(store, "a:1")
+    layer = Layer(kind="licence", sha256="1" * 64, size=3)
+    with pytest.raises(NotFoundError):
+        store.add(manifest("b:1", layers=(layer,)))
+    assert store.get("b:1") is None
+
+
+def test_the_digest_is_of_what_decides_an_answer():
+    plain = manifest("a:1")
+    assert plain.digest == manifest("b:2", source="elsewhere", pulled="later").digest
+    others = [
+        manifest("a:1", b"other"),
+        manifest("a:1", defaults=Defaults(system="x")),
+        manifest("a:1", defaults=Defaults(parameters={"top_k": 1})),
+        manifest("a:1", defaults=Defaults(template="x")),
+        manifest("a:1", defaults=Defaults(messages=(("user", "x"),))),
+        manifest("a:1", layers=(Layer(kind="adapter", sha256="1" * 64, size=3),)),
+        manifest("a:1", layers=(Layer(kind="licence", sha256="1" * 64, size=3),)),
+    ]
+    assert len({plain.digest, *(other.digest for other in others)}) == 8
+
+
+def test_prune_takes_what_a_killed_process_left_and_nothing_of_a_live_one(store):
+    with store.workplace() as folder:
+        (folder / "copy").write_bytes(b"1234")
+        assert store.prune().files == 0
+        assert (folder / "copy").exists()
+    assert not list(store.partial.iterdir())
+    left = store.partial / "work-0"
+    left.mkdir()
+    (left / "copy").write_bytes(b"1234")
+    (store.partial / "work-0.lock").touch()  # its process is gone
+    assert store.prune().freed == 4
+    assert not list(store.partial.iterdir())

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -68,6 +68,7 @@ class ChatSession:
         chat_format: ChatFormat | None,
         *,
         system: str | None = None,
+        opening: Sequence[Message] = (),
         params: SamplingParams | None = None,
         overflow: Overflow = "error",
         salt: str = "",
@@ -75,10 +76,12 @@ class ChatSession:
         notes: tuple[str, ...] = (),
         model: str = "",
     ) -> None:
-        """chat_format: None for an engine that has the template itself. params: the defaults of
-        every turn. model: a name for the file that `save` writes."""
+        """chat_format: None for an engine that has the template itself. opening: messages that every
+        conversation begins with. params: the defaults of every turn. model: a name for the file
+        that `save` writes."""
         check_overflow(overflow)
-        self.messages: list[dict[str, Any]] = []
+        self._opening = [dict(message) for message in opening]
+        self.messages: list[dict[str, Any]] = [dict(message) for message in opening]
         self.overflow: Overflow = overflow
         self.params = SamplingParams() if params is None else params
         self._engine = engine
@@ -153,9 +156,10 @@ class ChatSession:
         return self._answer(kept, params, options)
 
     def clear(self) -> None:
-        """Forget everything but what the system says."""
+        """Forget everything but what the system says and the opening."""
         self._end_turn()
-        self.messages[:] = turns(self.messages)[0]
+        head = [m for m in turns(self.messages)[0] if m not in self._opening]
+        self.messages[:] = [*head, *(dict(message) for message in self._opening)]
         self._seen.clear()
         self._dropped.clear()
 

@@ -33,6 +33,7 @@ class ChatLoop:
     ) -> None:
         self.session = session
         self.settings = settings
+        self.base = llm.default_params
         self._llm = llm
         self._stats = stats
         self._last: Completion | None = None
@@ -82,7 +83,7 @@ class ChatLoop:
 
     def _handle(self, line: str) -> bool:
         """Do what the line says; False to leave."""
-        params = sampling_settings.params(self.settings)
+        params = sampling_settings.params(self.settings, self.base)
         if line.startswith("/") and not line.startswith("//"):
             outcome = slash.execute(self, line)
             if outcome.fresh:
@@ -114,7 +115,7 @@ class ChatLoop:
         if completion is None:
             return
         self._last = completion
-        limited = self.settings.get("max_tokens") is not None
+        limited = (self.settings.get("max_tokens") or self.base.max_tokens) is not None
         for line in remarks(completion, limited=limited, known=self._llm.model_info.notes):
             note(line)
         if self._stats:

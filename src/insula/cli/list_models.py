@@ -26,11 +26,15 @@ def list_models(
     others = [(model, _usable(model.path)) for model in local.find_models()]
     missing = [entry for name, entry in catalog.CATALOG.items() if store.get(name) is None]
     if as_json:
+        references = store.references()
         own = [
             {
                 **asdict(manifest),
-                "path": str(store.blob_path(manifest.sha256)),
-                "complete": store.has_blob(manifest.sha256, manifest.size),
+                "path": manifest.place.path
+                if manifest.place
+                else str(store.blob_path(manifest.sha256)),
+                "complete": store.is_whole(manifest),
+                "references": references[manifest.sha256],
             }
             for manifest in manifests
         ]
@@ -53,11 +57,9 @@ def list_models(
     rows = [
         (
             manifest.name,
-            size(manifest.size)
-            if store.has_blob(manifest.sha256, manifest.size)
-            else text("list.incomplete"),
+            size(manifest.size) if store.is_whole(manifest) else text("list.incomplete"),
             manifest.licence or "",
-            text("list.origin_store"),
+            manifest.place.path if manifest.place else text("list.origin_store"),
         )
         for manifest in manifests
     ]

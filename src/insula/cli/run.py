@@ -26,7 +26,7 @@ from insula.engine.context import MAX_CONTEXT
 from insula.engine.load import MAX_THREADS
 from insula.errors import ConfigError, NotFoundError
 from insula.hub import catalog
-from insula.hub.names import parse_hub_ref
+from insula.hub.names import parse_reference
 from insula.hub.resolve import locate
 from insula.locale import text
 from insula.security.small_file import NotRegularError, TooLongError, read_small
@@ -168,7 +168,7 @@ def run(
         ignore_eos=ignore_eos or None,
     )
     # Whatever is wrong with the command line is told before a model is fetched or loaded.
-    params = sampling_settings.params(settings)
+    sampling_settings.params(settings)
     within("--ctx", ctx, MAX_CONTEXT)
     within("--threads", threads, MAX_THREADS)
     if kv_type is not None and kv_type not in KV_TYPES:
@@ -207,7 +207,7 @@ def run(
                 system=system,
                 template=template,
                 overflow=cast("Overflow", overflow or "error"),
-                params=params,
+                params=sampling_settings.params(settings, llm.default_params),
                 raw=raw,
                 stats=stats,
                 as_json=as_json,
@@ -265,7 +265,7 @@ def _piped_question(model: str) -> str | None:
         return _question(None)
     except ConfigError:
         known_kind = is_address(model) or is_folder(model) or catalog.find(model)
-        if not known_kind and parse_hub_ref(model) is None:
+        if not known_kind and parse_reference(model) is None:
             try:
                 locate(model)
             except NotFoundError:
@@ -317,7 +317,8 @@ def _model(name: str, options: dict[str, Any]) -> Iterator[LLM]:
 
     with LLM(name, **options) as llm:
         for line in llm.model_info.notes:
-            if "cache_dir" in line:  # it was asked for and cannot be had
+            # What was asked for and cannot be had, by the person or by the model's Modelfile.
+            if "cache_dir" in line or line in llm.defaults.notes:
                 note(line)
         yield llm
 

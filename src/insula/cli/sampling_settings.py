@@ -1,13 +1,14 @@
 """Sampling as a person sets it: by options of the command line and by /set in a chat.
 
-Holds what was set and nothing else; what was not set keeps the engine's default. Values are
-checked by the engine's own rules as soon as they are given.
+Holds what was set and nothing else; what was not set keeps the model's own default (a Modelfile's
+PARAMETER), else the engine's. Values are checked by the engine's own rules as soon as they are
+given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from insula.errors import ConfigError
@@ -85,18 +86,21 @@ def parse(name: str, value: str) -> Any:
         raise ConfigError(text("run.bad_setting", name=key, value=value[:80])) from None
 
 
-def params(chosen: Mapping[str, Any]) -> SamplingParams:
-    """The engine's parameters. Raises ConfigError for a value out of its range."""
+def params(chosen: Mapping[str, Any], base: SamplingParams | None = None) -> SamplingParams:
+    """The engine's parameters, upon the model's. ConfigError for a value out of its range."""
     from insula.engine.sampling import validate
 
-    built = SamplingParams(**{k: v for k, v in chosen.items() if v is not None})
+    given = {k: v for k, v in chosen.items() if v is not None}
+    built = replace(SamplingParams() if base is None else base, **given)
     validate(built)
     return built
 
 
-def effective(chosen: Mapping[str, Any]) -> list[tuple[str, str]]:
+def effective(
+    chosen: Mapping[str, Any], base: SamplingParams | None = None
+) -> list[tuple[str, str]]:
     """Every setting with the value that holds, for a person; what was chosen has a star."""
-    built = params(chosen)
+    built = params(chosen, base)
     rows = []
     for name in SETTINGS:
         value = getattr(built, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from insula.formats.gguf import GGUFFile
 from insula.hub import advice
 from insula.hub.advice import Memory, Needs
 from insula.hub.resolve import Located, locate
+from insula.hub.store import ModelStore
 from insula.locale import text
 from insula.models.load import Summary, summarize
 
@@ -31,10 +33,20 @@ def show(
     template: Annotated[bool, typer.Option("--template", help=text("help.show_template"))] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help=text("help.show_metadata"))] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help=text("help.show_tensors"))] = False,
+    modelfile: Annotated[
+        bool, typer.Option("--modelfile", help=text("help.show_modelfile"))
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help=text("help.json"))] = False,
 ) -> None:
     """The command."""
     located = locate(model)
+    if modelfile:
+        written = _modelfile(located)
+        if as_json:
+            say_json({"modelfile": written})
+        else:
+            say(written)
+        return
     if ctx is not None and ctx < 1:
         raise ConfigError(text("show.bad_ctx", value=ctx))
     with GGUFFile.open(located.path, allow_split=True) as file:
@@ -61,6 +73,34 @@ def show(
                     for name, info in file.tensors.items()
                 )
             )
+
+
+def _modelfile(located: Located) -> str:
+    """The Modelfile that makes this model again."""
+    if located.manifest is None:
+        return f"FROM {located.path}"
+    from insula.hub.create import write_modelfile
+
+    return write_modelfile(located.manifest, ModelStore())
+
+
+def _own(located: Located) -> list[tuple[str, str]]:
+    """What a Modelfile or a registry set, as rows."""
+    if located.manifest is None:
+        return []
+    defaults, layers = located.manifest.defaults, located.manifest.layers
+    rows = [
+        (text("show.parameters_set"), f"{name} {value}")
+        for name, value in defaults.parameters.items()
+    ]
+    if defaults.system:
+        rows.append((text("show.system"), _brief(defaults.system)))
+    if defaults.template:
+        rows.append((text("show.own_template"), _brief(defaults.template)))
+    if defaults.messages:
+        rows.append((text("show.messages"), str(len(defaults.messages))))
+    rows += [(text("show.layer"), f"{layer.kind} ({size(layer.size)})") for layer in layers]
+    return rows
 
 
 def _needs(file: GGUFFile, summary: Summary, ctx: int | None) -> Needs | None:
@@ -138,6 +178,7 @@ def _facts(
     ]
     if located.manifest is not None:
         rows.append((text("show.source"), located.manifest.source))
+        rows += _own(located)
     engine, reason = _engine(located, file)
     rows.append((text("show.engine"), f"{engine}: {reason}" if engine else reason))
     if needs is not None:
@@ -176,6 +217,8 @@ def _document(
         "context_length": summary.context_length,
         "licence": _licence(located, summary),
         "template": _template(file.metadata),
+        "defaults": asdict(located.manifest.defaults) if located.manifest else None,
+        "layers": [asdict(layer) for layer in located.manifest.layers] if located.manifest else [],
         "engine": engine,
         "engine_reason": reason,
         "memory": None,

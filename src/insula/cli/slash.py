@@ -20,16 +20,19 @@ from insula.locale import text
 
 if TYPE_CHECKING:
     from insula.chat.session import ChatSession
+    from insula.types import SamplingParams
 
 #: Messages that /show lists, and how much of each.
 SHOWN_MESSAGES, SHOWN_CHARACTERS = 6, 70
 
 
 class Chat(Protocol):
-    """What the commands need of the running chat. `settings` is what was set, by name."""
+    """What the commands need of the running chat. `settings` is what was set, by name; `base` is
+    what the model sets."""
 
     session: ChatSession
     settings: dict[str, Any]
+    base: SamplingParams
 
     def describe(self) -> list[tuple[str, str]]:
         """The model and how full its context is, for a person."""
@@ -94,13 +97,13 @@ def _load(chat: Chat, rest: str) -> Outcome:
 def _set(chat: Chat, rest: str) -> Outcome:
     name, _, value = rest.replace("=", " ", 1).partition(" ")
     if not name:
-        return Outcome(show=facts(sampling_settings.effective(chat.settings)))
+        return Outcome(show=facts(sampling_settings.effective(chat.settings, chat.base)))
     if not value.strip():
         raise ConfigError(text("run.set_usage"))
     key = name.lower().replace("-", "_")
     chosen = {**chat.settings, key: sampling_settings.parse(name, value.strip())}
     chosen = {k: v for k, v in chosen.items() if v is not None}
-    rows = dict(sampling_settings.effective(chosen))
+    rows = dict(sampling_settings.effective(chosen, chat.base))
     chat.settings = chosen
     return Outcome(show=f"{key} = {rows[key]}")
 

@@ -4,7 +4,8 @@ A transfer lives in `<folder>/<key>.part` beside `<key>.json`, which says whose 
 It survives kill -9: the next call goes on from the last byte with a Range request, after reading
 what is there through the digest again. Without a promised sha256, If-Range makes the server
 start over if its file changed. What is handed back is complete and has the promised size and
-digest; a part with the wrong digest is removed. One process at a time works on a key.
+digest; a part with the wrong digest is removed. One process at a time works on a key. Large files
+of which the digest is promised come by several connections at once (parallel.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from insula.config import settings
 from insula.errors import ChecksumError, DownloadError, ResourceError
 from insula.hub import places
 from insula.hub.transport import Progress, Transfer, Transport
@@ -28,6 +30,8 @@ from insula.security.lock import locked
 
 if TYPE_CHECKING:
     import httpx2
+
+    from insula.hub.parallel import Plan
 
 BLOCK = 1 << 20
 #: Bytes that must arrive before earlier failures are forgiven; a drip-feeding server runs out.
@@ -74,20 +78,35 @@ def transfer(folder: Path, remote: Remote, progress: Progress | None) -> Iterato
 
 
 def fetch(
-    transport: Transport, remote: Remote, part: Path, *, progress: Progress | None = None
+    transport: Transport,
+    remote: Remote,
+    part: Path,
+    *,
+    progress: Progress | None = None,
+    plan: Plan | None = None,
 ) -> Fetched:
     """Bring `part` to completeness and verify it. Call inside `transfer`.
 
+    plan: whether and how several connections share the work (default: parallel.Plan with
+    INSULA_HUB_CONNECTIONS of them).
     Raises ResourceError (disk), OfflineError, ChecksumError, NotFoundError, DownloadError. After
     any of these but ChecksumError, and after KeyboardInterrupt, the part can be resumed.
     """
-    state = _State(remote, part)
+    from insula.hub import parallel
+
     whole = finished(remote, part, progress=progress)
     if whole is not None:
         return whole
+    plan = plan or parallel.Plan(connections=settings().hub_connections)
+    if plan.applies(remote, part):
+        try:
+            return parallel.fetch(transport, remote, part, plan, progress=progress)
+        except parallel.NoRangesError:
+            pass  # one stream, then
+    state = _State(remote, part)
     done = state.resume_at()
     need_space(part.parent, (remote.size or 0) - done)
-    digest = _digest_of(part, done, remote, progress)
+    digest = digest_of(part, done, remote, progress)
     failures = 0
     while remote.size is None or done < remote.size:
         before = done
@@ -109,7 +128,7 @@ def fetch(
                     file.truncate()
                     for piece in response.iter_raw():
                         if remote.size is not None and done + len(piece) > remote.size:
-                            raise _too_long(remote)
+                            raise too_long(remote)
                         _write(file, piece)
                         digest.update(piece)
                         done += len(piece)
@@ -131,7 +150,7 @@ def fetch(
         except BrokenPipeError:
             raise  # the progress display's reader went away; the disk is well
         except OSError as error:
-            raise _disk_trouble(error, part) from error
+            raise disk_trouble(error, part) from error
     found = digest.hexdigest()
     if remote.sha256 is not None and found != remote.sha256:
         state.forget()
@@ -148,12 +167,12 @@ def finished(remote: Remote, part: Path, *, progress: Progress | None = None) ->
 
     So is what a process left that was killed between the end of a transfer and the part's use.
     """
-    if remote.sha256 is None or remote.size is None:
+    if remote.sha256 is None or remote.size is None or part.with_suffix(".chunks").exists():
         return None
     try:
         if part.stat().st_size != remote.size:
             return None
-        if _digest_of(part, remote.size, remote, progress).hexdigest() != remote.sha256:
+        if digest_of(part, remote.size, remote, progress).hexdigest() != remote.sha256:
             return None
     except OSError:
         return None
@@ -210,7 +229,7 @@ class _State:
         places.write_private(self.path, json.dumps(note, indent=2).encode() + b"\n")
 
     def forget(self) -> None:
-        for path in (self.part, self.path):
+        for path in (self.part, self.path, self.part.with_suffix(".chunks")):
             path.unlink(missing_ok=True)
 
 
@@ -220,15 +239,23 @@ def _start_of(response: httpx2.Response, done: int, remote: Remote) -> int | Non
         stated = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
         if stated and int(stated[1]) == done and remote.size in (None, done):
             return None
-        raise _too_long(remote)
+        raise too_long(remote)
     if response.status_code != 206:
         return 0
     stated = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if stated is None or int(stated[1]) != done:
         raise DownloadError(text("hub.wrong_range", name=remote.name))
     if remote.size is not None and stated[3] not in ("*", str(remote.size)):
-        raise _too_long(remote)
+        raise too_long(remote)
     return done
+
+
+def content_range(response: httpx2.Response) -> tuple[int, int, int] | None:
+    """First and last byte and the whole's size, as the server states them."""
+    stated = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if response.status_code != 206 or stated is None or stated[3] == "*":
+        return None
+    return int(stated[1]), int(stated[2]), int(stated[3])
 
 
 def _total_of(response: httpx2.Response, start: int) -> int | None:
@@ -236,11 +263,12 @@ def _total_of(response: httpx2.Response, start: int) -> int | None:
     return start + int(length) if length.isdecimal() else None
 
 
-def _too_long(remote: Remote) -> ChecksumError:
+def too_long(remote: Remote) -> ChecksumError:
+    """The error for more bytes, or another total, than was promised."""
     return ChecksumError(text("hub.wrong_size", name=remote.name, size=remote.size))
 
 
-def _digest_of(part: Path, done: int, remote: Remote, progress: Progress | None) -> hashlib._Hash:
+def digest_of(part: Path, done: int, remote: Remote, progress: Progress | None) -> hashlib._Hash:
     """The digest of the first `done` bytes of the part."""
     digest = hashlib.sha256()
     if not done:
@@ -268,7 +296,8 @@ def need_space(folder: Path, needed: int) -> None:
         )
 
 
-def _disk_trouble(error: OSError, part: Path) -> ResourceError:
+def disk_trouble(error: OSError, part: Path) -> ResourceError:
+    """The error for a disk that is full or cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(text("hub.disk_full", folder=part.parent))
     return ResourceError(text("hub.cannot_write", path=part, reason=error.strerror or error))

@@ -134,7 +134,7 @@ def look(transport: Transport, ref: HubRef, *, progress: Progress | None = None)
         endpoint=base,
         repo_id=repo_id,
         commit=commit,
-        licence=_licence(record),
+        licence=licence(record),
         files=_models(items),
     )
 
@@ -193,11 +193,12 @@ def _listing(files: list[RepoFile] | tuple[RepoFile, ...]) -> str:
     return ", ".join(shown)
 
 
-def _licence(record: dict[str, Any]) -> str | None:
+def licence(record: dict[str, Any]) -> str | None:
+    """What a repository's card states, from the hub's record of it."""
     card = record.get("cardData")
-    licence = card.get("license") if isinstance(card, dict) else None
-    if isinstance(licence, str):
-        return licence
+    stated = card.get("license") if isinstance(card, dict) else None
+    if isinstance(stated, str):
+        return stated
     tags = record.get("tags")
     for tag in tags if isinstance(tags, list) else ():
         if isinstance(tag, str) and tag.startswith("license:"):

@@ -20,6 +20,14 @@ def home() -> Path:
     return settings().home.absolute()
 
 
+def expanded(path: str | Path) -> Path:
+    """`path` with ~ replaced; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def private_folder(path: Path) -> Path:
     """Make `path` and what is missing above it, 0700; an existing one is left as it is."""
     if path.is_dir():

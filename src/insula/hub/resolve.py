@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from insula.errors import ConfigError, NotFoundError
-from insula.hub import catalog, local
-from insula.hub.names import parse_hub_ref
-from insula.hub.store import Manifest, ModelStore
+from insula.hub import catalog, local, lockfile, places
+from insula.hub.manifest import Manifest
+from insula.hub.names import HubRef, parse_reference
+from insula.hub.store import ModelStore
 from insula.hub.transport import Progress
 from insula.locale import text
 
@@ -59,25 +60,31 @@ def locate(
     if "\0" in name:
         raise ConfigError(text("hub.bad_name", name=name[:120]))
     store = store or ModelStore()
-    path = Path(name).expanduser()
+    path = places.expanded(name)
     if _is_file(path):
         return Located(path=path, name=name, origin="path")
-    if _looks_like_path(name) and parse_hub_ref(name) is None:
+    if _looks_like_path(name) and parse_reference(name) is None:
         found = local.find_model(name)
         if found is not None:
             return Located(path=found.path, name=name, origin="local", program=found.program)
         raise _no_such_path(path)
     manifest = _in_store(name, store)
-    if manifest is not None and (not allow_download or _whole(store, manifest)):
+    if manifest is not None:
+        lockfile.check(manifest)
+    if manifest is not None and (not allow_download or store.is_whole(manifest)):
         return Located(
             path=store.path(manifest), name=manifest.name, origin="store", manifest=manifest
         )
     found = local.find_model(name)
     if found is not None:
         return Located(path=found.path, name=name, origin="local", program=found.program)
-    known = parse_hub_ref(name) is not None or catalog.find(name) is not None
+    known = parse_reference(name) is not None or catalog.find(name) is not None
     if not known and path.is_dir():
         raise _no_such_path(path)
+    if manifest is not None and not known:  # a name of the person's own: nowhere to fetch it
+        return Located(
+            path=store.path(manifest), name=manifest.name, origin="store", manifest=manifest
+        )
     if not known or not allow_download:
         key = "hub.not_here" if known else "hub.unknown_name"
         raise NotFoundError(text(key, name=name[:120], known=", ".join(sorted(catalog.CATALOG))))
@@ -87,15 +94,11 @@ def locate(
     return Located(path=store.path(manifest), name=manifest.name, origin="store", manifest=manifest)
 
 
-def _whole(store: ModelStore, manifest: Manifest) -> bool:
-    return store.has_blob(manifest.sha256, manifest.size)
-
-
 def _in_store(name: str, store: ModelStore) -> Manifest | None:
     entry = catalog.find(name)
     if entry is not None:
         return store.get(entry.name)
-    reference = parse_hub_ref(name)
+    reference = parse_reference(name)
     if reference is None:
         try:
             return store.get(name)
@@ -103,6 +106,8 @@ def _in_store(name: str, store: ModelStore) -> Manifest | None:
             if any(name.startswith(f"{program}/") for program in local.PROGRAMS):
                 return None  # other programs' names follow their own rules
             raise
+    if not isinstance(reference, HubRef):
+        return store.get(reference.store_name)
     if reference.path is not None:
         stem = reference.path.rpartition("/")[2][: -len(".gguf")]
         tag: str | None = stem

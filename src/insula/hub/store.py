@@ -2,49 +2,39 @@
 
     models/
       blobs/sha256-<hex>            a whole, verified file; never changed once there
-      manifests/<name>/<tag>.json   which blob a name means, and where it came from
+      manifests/<name>/<tag>.json   which blobs a name means, and where they came from (manifest.py)
       partial/                      transfers under way (download.py)
 
 Invariants: a blob is complete and has the digest it is named after; a manifest is written after
-its blob and removed before it; a blob goes when the last manifest that names it goes. Changes
-happen under one lock across processes. Names are checked by names.py before they touch a path.
+its blobs and removed before them; a blob goes when the last manifest that names it goes. How many
+do is counted from the manifests each time, so that no count can be wrong. Changes happen under one
+lock across processes. Names are checked by names.py before they touch a path.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from insula.errors import FormatError, NotFoundError, ResourceError
+from insula.errors import ConfigError, FormatError, NotFoundError, ResourceError
+from insula.hub import manifest as documents
 from insula.hub import places
-from insula.hub.names import StoreName, parse_store_name
+from insula.hub.manifest import Manifest, is_sha256
+from insula.hub.names import DEFAULT_TAG, StoreName, parse_store_name
 from insula.locale import text
 from insula.security.lock import locked
-
-SCHEMA = 1
-_HEX = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What one name means. `size` in bytes, `pulled` is UTC as ISO 8601 writes it."""
-
-    name: str
-    file: str
-    sha256: str
-    size: int
-    source: str
-    licence: str | None
-    pulled: str
+from insula.security.small_file import NotRegularError, TooLongError, read_small
 
 
 @dataclass(frozen=True, kw_only=True)
 class Removed:
-    """A manifest that is gone, and the bytes that went with it (0 while the blob is shared)."""
+    """A manifest that is gone, and the bytes that went with it (0 while all blobs are shared)."""
 
     manifest: Manifest
     freed: int
@@ -59,23 +49,10 @@ class Pruned:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    fault = FormatError(text("hub.bad_manifest", path=path))
     try:
-        raw = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise fault from None
-    if not isinstance(raw, dict) or raw.pop("schema", None) != SCHEMA:
-        raise fault
-    kinds: dict[str, tuple[type, ...]] = {
-        **dict.fromkeys(("name", "file", "sha256", "source", "pulled"), (str,)),
-        "size": (int,),
-        "licence": (str, type(None)),
-    }
-    if raw.keys() != kinds.keys() or not all(isinstance(raw[k], kinds[k]) for k in kinds):
-        raise fault
-    if _HEX.fullmatch(raw["sha256"]) is None or raw["size"] < 0:
-        raise fault
-    return Manifest(**raw)
+        return documents.decode(read_small(path, documents.MAX_BYTES))
+    except (ValueError, NotRegularError, TooLongError):
+        raise FormatError(text("hub.bad_manifest", path=path)) from None
 
 
 class ModelStore:
@@ -98,7 +75,7 @@ class ModelStore:
         return self.manifests.joinpath(*name.parts) / f"{name.tag}.json"
 
     def blob_path(self, sha256: str) -> Path:
-        if _HEX.fullmatch(sha256) is None:
+        if not is_sha256(sha256):
             raise ValueError(f"not a sha256: {sha256!r}")
         return self.blobs / f"sha256-{sha256}"
 
@@ -125,7 +102,7 @@ class ModelStore:
         return manifests, faults
 
     def get(self, name: str) -> Manifest | None:
-        """The manifest that `name` means; without a tag, the only one under that name.
+        """The manifest that `name` means; without a tag, the only one there is, else `latest`.
 
         Raises ConfigError for an unsafe name and FormatError for a broken manifest.
         """
@@ -135,47 +112,106 @@ class ModelStore:
                 return _read_manifest(self.manifest_path(wanted))
             except (FileNotFoundError, NotADirectoryError):
                 return self._get_any_case(str(wanted))
-        found = list(self.manifests.joinpath(*wanted.parts).glob("*.json"))
-        return _read_manifest(found[0]) if len(found) == 1 else None
+        folder = self.manifests.joinpath(*wanted.parts)
+        found = list(folder.glob("*.json"))
+        if len(found) > 1:
+            found = [path for path in found if path.name == f"{DEFAULT_TAG}.json"]
+        return _read_manifest(found[0]) if found else None
 
     def _get_any_case(self, name: str) -> Manifest | None:
         # Quantization names are written in both cases; q4_k_m finds Q4_K_M.
         same = [m for m in self.scan()[0] if m.name.lower() == name.lower()]
         return same[0] if len(same) == 1 else None
 
+    @contextmanager
+    def workplace(self) -> Iterator[Path]:
+        """A folder on the store's disk for the length of the block.
+
+        What a killed process leaves of it, prune takes.
+        """
+        self.prepare()
+        folder = self.partial / f"work-{secrets.token_hex(8)}"
+        with locked(folder.with_suffix(".lock")):
+            try:
+                yield places.private_folder(folder)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def references(self) -> Counter[str]:
+        """How many names need each blob, by its sha256."""
+        return Counter(sha256 for manifest in self.scan()[0] for sha256 in manifest.blobs)
+
+    def is_whole(self, manifest: Manifest) -> bool:
+        """Whether every byte that the name needs is here."""
+        own = manifest.place is None or _in_place(manifest)
+        return own and all(self.has_blob(sha, size) for sha, size in manifest.blobs.items())
+
     def path(self, manifest: Manifest) -> Path:
-        """The file itself. Raises NotFoundError if it is gone or has lost bytes."""
+        """The file itself. Raises NotFoundError if it is gone, has lost bytes or was changed."""
+        if manifest.place is not None:
+            if not _in_place(manifest):
+                place = manifest.place.path
+                raise NotFoundError(text("hub.place_changed", name=manifest.name, path=place))
+            return Path(manifest.place.path)
         if not self.has_blob(manifest.sha256, manifest.size):
             raise NotFoundError(text("hub.blob_gone", name=manifest.name))
         return self.blob_path(manifest.sha256)
 
-    def add(self, manifest: Manifest, file: Path | None = None) -> Path:
-        """Take the verified `file` (moved, not copied) as the blob, then write the manifest.
+    def add(
+        self,
+        manifest: Manifest,
+        file: Path | None = None,
+        *,
+        layers: Mapping[str, Path] | None = None,
+    ) -> Path:
+        """Take verified files (moved, not copied) as blobs, then write the manifest.
 
-        Without `file` the blob must be there already. Returns the blob's path.
+        `file` has the manifest's sha256; `layers` are others by theirs. What is not given must be
+        there already. Returns the model's path.
         """
-        blob = self.blob_path(manifest.sha256)
         name = parse_store_name(manifest.name)
+        given = dict(layers or {})
+        if file is not None:
+            given[manifest.sha256] = file
         self.prepare()
         with locked(self.root / ".lock"):
-            if file is not None:
-                with file.open("rb") as handle:
+            for sha256, path in given.items():
+                with path.open("rb") as handle:
                     os.fsync(handle.fileno())
-                file.chmod(0o600)
-                file.replace(blob)
-            elif not self.has_blob(manifest.sha256, manifest.size):
+                path.chmod(0o600)
+                path.replace(self.blob_path(sha256))
+            if not self.is_whole(manifest):
                 raise NotFoundError(text("hub.blob_gone", name=manifest.name))
-            document = {"schema": SCHEMA, **asdict(manifest)}
-            encoded = json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
-            places.write_private(self.manifest_path(name), encoded)
-        return blob
+            places.write_private(self.manifest_path(name), documents.encode(manifest))
+        return self.path(manifest)
+
+    def copy(self, source: str, target: str, *, replacing: bool = False) -> Manifest:
+        """Give what `source` means a second name; no byte is copied.
+
+        Raises NotFoundError, and ConfigError if `target` means something else already.
+        """
+        held = self.get(source)
+        if held is None:
+            raise NotFoundError(text("hub.not_in_store", name=source))
+        copied = replace(held, name=target)
+        if not replacing:
+            self.refuse_other(copied)
+        self.add(copied)
+        return copied
+
+    def refuse_other(self, manifest: Manifest) -> None:
+        """Raise ConfigError if the manifest's name means something else here."""
+        held = self.get(manifest.name)
+        if held is not None and held.digest != manifest.digest:
+            raise ConfigError(text("hub.name_taken", name=manifest.name))
 
     def remove(self, name: str) -> Removed:
-        """Forget `name`, and its blob if no other name means it. NotFoundError if not there."""
+        """Forget `name`, and the blobs that no other name means. NotFoundError if not there."""
         manifest = self.get(name)
         if manifest is None:
             raise NotFoundError(text("hub.not_in_store", name=name))
         path = self.manifest_path(parse_store_name(manifest.name))
+        freed = 0
         with locked(self.root / ".lock"):
             path.unlink(missing_ok=True)
             for folder in path.parents:
@@ -184,30 +220,64 @@ class ModelStore:
                 with suppress(OSError):  # not empty: other tags live there
                     folder.rmdir()
             others, faults = self.scan()
-            shared = any(other.sha256 == manifest.sha256 for other in others)
-            # An unreadable manifest may mean this blob too: keep it.
-            if shared or faults or not self.has_blob(manifest.sha256):
-                return Removed(manifest=manifest, freed=0)
-            try:
-                self.blob_path(manifest.sha256).unlink()
-            except PermissionError as error:  # Windows, while a model is loaded
-                raise ResourceError(text("hub.blob_in_use", name=name)) from error
-        return Removed(manifest=manifest, freed=manifest.size)
+            shared = {sha256 for other in others for sha256 in other.blobs}
+            # An unreadable manifest may mean these blobs too: keep them.
+            unneeded = {} if faults else manifest.blobs
+            for sha256, size in unneeded.items():
+                if sha256 in shared or not self.has_blob(sha256):
+                    continue
+                try:
+                    self.blob_path(sha256).unlink()
+                except PermissionError as error:  # Windows, while a model is loaded
+                    raise ResourceError(text("hub.blob_in_use", name=name)) from error
+                freed += size
+        return Removed(manifest=manifest, freed=freed)
 
-    def prune(self) -> Pruned:
-        """Remove blobs that no manifest names and transfers that nobody is making."""
+    def prune(self, *, remove: bool = True) -> Pruned:
+        """Remove blobs that no manifest names and transfers that nobody is making.
+
+        Without `remove` only count them.
+        """
         files = freed = 0
         if not self.root.is_dir():
             return Pruned(files=0, freed=0)
         with locked(self.root / ".lock"):
             manifests, faults = self.scan()
-            kept = {self.blob_path(manifest.sha256).name for manifest in manifests}
+            kept = {self.blob_path(sha).name for manifest in manifests for sha in manifest.blobs}
             blobs = [] if faults else [b for b in self.blobs.glob("*") if b.name not in kept]
-            busy = {path.stem for path in self.partial.glob("*.lock")}
-            parts = [p for p in self.partial.glob("*") if p.name.split(".")[0] not in busy]
+            busy = {path.stem for path in self.partial.glob("*.lock") if _is_held(path)}
+            parts = [
+                part
+                for top in self.partial.glob("*")
+                if top.name.split(".")[0] not in busy
+                for part in (top.rglob("*") if top.is_dir() else [top])
+            ]
             for path in (*blobs, *parts):
                 with suppress(OSError):
                     size = path.stat().st_size
-                    path.unlink()
+                    if remove:
+                        path.unlink()
                     files, freed = files + 1, freed + size
+            for folder in self.partial.glob("*/"):
+                if remove and folder.name not in busy:
+                    shutil.rmtree(folder, ignore_errors=True)
         return Pruned(files=files, freed=freed)
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process that lives holds the lock; one that was killed left only the file."""
+    try:
+        with locked(lock, wait=False):
+            return False
+    except BlockingIOError:
+        return True
+
+
+def _in_place(manifest: Manifest) -> bool:
+    """Whether the person's own file is still what it was."""
+    assert manifest.place is not None
+    try:
+        found = Path(manifest.place.path).stat()
+    except OSError:
+        return False
+    return (found.st_size, found.st_mtime_ns) == (manifest.size, manifest.place.mtime_ns)

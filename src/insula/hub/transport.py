@@ -11,6 +11,7 @@ from __future__ import annotations
 import email.utils
 import json
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -113,13 +114,23 @@ class Transport:
     """One client for a series of requests. Use as a context manager."""
 
     def __init__(
-        self, *, retry: Retry | None = None, token: str | None = None, token_for: str = ""
+        self,
+        *,
+        retry: Retry | None = None,
+        token: str | None = None,
+        token_for: str = "",
+        takes_token: bool = True,
     ) -> None:
-        """`token` is sent as a bearer to the origin of the address `token_for` and no other."""
+        """`token` is sent as a bearer to the origin of the address `token_for` and no other.
+
+        takes_token: whether HF_TOKEN may help where a login is wanted, which a refusal then says.
+        """
+        self._takes_token = takes_token
         self.retry = retry or Retry()
         self._token = token
         self._token_origin = _origin(token_for) if token and token_for else None
         self._client: httpx2.Client | None = None
+        self._connecting = threading.Lock()
 
     def __enter__(self) -> Transport:
         return self
@@ -137,20 +148,24 @@ class Transport:
             refusal = OfflineError(text("hub.offline_set"))
             refusal.retryable = False
             raise refusal
-        if self._client is None:
-            import httpx2
+        with self._connecting:  # several threads may fetch parts of one file
+            if self._client is None:
+                self._client = self._new_client()
+            return self._client
 
-            retry = self.retry
-            try:
-                self._client = httpx2.Client(
-                    follow_redirects=False,
-                    timeout=httpx2.Timeout(retry.read_timeout, connect=retry.connect_timeout),
-                    headers={"User-Agent": "insula", "Accept-Encoding": "identity"},
-                )
-            except (ValueError, httpx2.InvalidURL, ImportError) as error:
-                # A proxy setting that is no address, or a SOCKS one without the package for it.
-                raise ConfigError(text("hub.bad_proxy", reason=error)) from error
-        return self._client
+    def _new_client(self) -> httpx2.Client:
+        import httpx2
+
+        retry = self.retry
+        try:
+            return httpx2.Client(
+                follow_redirects=False,
+                timeout=httpx2.Timeout(retry.read_timeout, connect=retry.connect_timeout),
+                headers={"User-Agent": "insula", "Accept-Encoding": "identity"},
+            )
+        except (ValueError, httpx2.InvalidURL, ImportError) as error:
+            # A proxy setting that is no address, or a SOCKS one without the package for it.
+            raise ConfigError(text("hub.bad_proxy", reason=error)) from error
 
     @contextmanager
     def open(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[httpx2.Response]:
@@ -164,7 +179,7 @@ class Transport:
         try:
             response = self._follow(client, url, dict(headers or {}))
             try:
-                _check(response)
+                _check(response, takes_token=self._takes_token)
                 yield response
             finally:
                 response.close()
@@ -241,11 +256,15 @@ class Transport:
         time.sleep(pause)
 
 
-def _check(response: httpx2.Response) -> None:
+def _check(response: httpx2.Response, *, takes_token: bool) -> None:
     status = response.status_code
     if 200 <= status < 300 or status == 416:
         return
     url = shown(str(response.url))
+    if status in (401, 403) and not takes_token:
+        raise DownloadError(text("hub.status_closed", url=url, status=status))
+    if status in (404, 410) and not takes_token:
+        raise NotFoundError(text("hub.status_gone", url=url, status=status))
     if status == 401:
         raise DownloadError(text("hub.status_401", url=url))
     if status == 403:

@@ -26,4 +26,9 @@ TEXTS = {
     "fits": "it fits: {needed} of {available} available",
     "fits_not": "it does NOT fit: {needed} needed, {available} available; take a smaller quantization or --ctx",
     "fits_unknown": "{needed} needed; this system does not say how much is available",
+    "parameters_set": "PARAMETER",
+    "system": "SYSTEM",
+    "own_template": "TEMPLATE",
+    "messages": "MESSAGE",
+    "layer": "with",
 }

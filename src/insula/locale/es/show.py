@@ -26,4 +26,9 @@ TEXTS = {
     "fits": "cabe: {needed} de {available} disponibles",
     "fits_not": "NO cabe: hacen falta {needed} y hay {available} disponibles; elige una cuantización o un --ctx menor",
     "fits_unknown": "hacen falta {needed}; este sistema no dice cuánto hay disponible",
+    "parameters_set": "PARAMETER",
+    "system": "SYSTEM",
+    "own_template": "TEMPLATE",
+    "messages": "MESSAGE",
+    "layer": "con",
 }
