@@ -76,9 +76,9 @@ class ChatSession:
         notes: tuple[str, ...] = (),
         model: str = "",
     ) -> None:
-        """chat_format: None for an engine that has the template itself. opening: messages that every
-        conversation begins with. params: the defaults of every turn. model: a name for the file
-        that `save` writes."""
+        """chat_format: None for an engine that has the template itself. opening: messages that
+        every conversation begins with. params: the defaults of every turn. model: a name for the
+        file that `save` writes."""
         check_overflow(overflow)
         self._opening = [dict(message) for message in opening]
         self.messages: list[dict[str, Any]] = [dict(message) for message in opening]

@@ -47,6 +47,8 @@ class Ids:
 class EmbeddingEngine:
     """Thread-safe; one step at a time."""
 
+    takes: frozenset[str] = frozenset()
+
     def __init__(
         self,
         runner: Runner,
