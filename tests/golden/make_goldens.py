@@ -338,7 +338,7 @@ CASES = {
     ),
     "falcon-many": Case(  # more query heads of one key head than an attention task takes
         config="FalconConfig",
-        settings={"num_hidden_layers": 1, "num_attention_heads": 71, "hidden_size": 2 * 71}
+        settings={"num_hidden_layers": 1, "num_attention_heads": 40, "hidden_size": 4 * 40}
         | {"ffn_hidden_size": 32, "tie_word_embeddings": True},
         n_tokens=70,
         seed=23,
