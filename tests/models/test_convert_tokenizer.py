@@ -91,7 +91,11 @@ def test_qwen_is_recognized_and_its_normalizer_noted(tmp_path):
         lambda m: m.update(
             post_processor={
                 "type": "TemplateProcessing",
-                "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<|eos|>"}}],
+                "single": [
+                    {"Sequence": {"id": "A"}},
+                    {"SpecialToken": {"id": "<|eos|>"}},
+                    {"SpecialToken": {"id": "<|eos|>"}},
+                ],
             }
         ),
     ],
@@ -195,6 +199,17 @@ def test_more_ids_than_embedding_rows(tmp_path):
     tiny_tokenizer.save(tmp_path)
     with pytest.raises(FormatError, match="297"):
         tokenizer_metadata(tmp_path, {}, n_vocab=200)
+
+
+def test_a_token_after_the_text(tmp_path):
+    """As Qwen3 Embedding has it: that token ends a text, whatever the config calls the end."""
+    model = tiny_tokenizer.tokenizer_json()
+    single = [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<|bos|>"}}]
+    model["post_processor"] = {"type": "TemplateProcessing", "single": single}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(model))
+    meta, _ = tokenizer_metadata(tmp_path, {"eos_token_id": tiny_tokenizer.EOS}, n_vocab=320)
+    assert meta["ggml.eos_token_id"] == tiny_tokenizer.BOS
+    assert (meta["ggml.add_eos_token"], meta["ggml.add_bos_token"]) == (True, False)
 
 
 def test_a_folder_without_tokenizer(tmp_path):
