@@ -15,6 +15,7 @@ import pytest
 
 from cli.conftest import failed
 from hub_server import die_after, other_bytes, slowly, status
+from insula.hub.catalog import CATALOG
 from tiny_chat_model import TEMPLATE, write_tiny
 
 
@@ -39,7 +40,7 @@ def test_pull_list_show_rm(insula, hub, tiny, env):
     assert model["sha256"] == hashlib.sha256(data).hexdigest()
     assert model["complete"] is True
     assert Path(model["path"]).read_bytes() == data
-    assert [row["name"] for row in listed["available"]] == ["smollm2:135m"]
+    assert [row["name"] for row in listed["available"]] == list(CATALOG)
     plain = insula("list").stdout
     assert plain.splitlines()[0].split() == ["NAME", "SIZE", "LICENCE", "WHERE"]
     assert "hf.co/some/tiny-GGUF:F32" in plain
