@@ -332,7 +332,7 @@ CASES = {
     ),
     "falcon": Case(
         config="FalconConfig",
-        settings={"num_hidden_layers": 2, "max_position_embeddings": 256, "bias": True},
+        settings={"num_hidden_layers": 2, "max_position_embeddings": 256},
         n_tokens=70,
         seed=22,
     ),
