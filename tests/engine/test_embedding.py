@@ -7,6 +7,7 @@ import pytest
 
 from insula import LLM
 from insula.engine import embedding
+from insula.engine.runner import NativeRunner
 from insula.errors import ConfigError, ContextOverflowError, EngineError, UnsupportedError
 from insula.formats.gguf import GGUFFile
 from insula.models.registry import build_graph
@@ -199,3 +200,14 @@ def test_after_close(llm):
     model.close()
     with pytest.raises(EngineError, match="closed"):
         model.embed("cat")
+
+
+def test_a_type_that_the_model_does_not_know(paths):
+    with GGUFFile.open(paths["mean"]) as gguf:
+        runner = NativeRunner(build_graph(gguf), gguf, n_pages=1)
+    table = [np.zeros(1, np.int32)]
+    assert runner.step([2, 3], [0, 1], [0, 0], table, [1], types=[0, 1]).shape == (1, WIDTH)
+    for wrong in ([0, 2], [-1, 0], [0]):
+        with pytest.raises(EngineError, match="type"):
+            runner.step([2, 3], [0, 1], [0, 0], table, [1], types=wrong)
+    runner.close()
