@@ -40,7 +40,24 @@ def rewrite(source: Path, out: Path, *, drop: str = "", **metadata: object) -> P
     return out
 
 
-@pytest.mark.parametrize("name", golden.NAMES)
+#: What a folder cannot say yet: refused by name.
+NO_WAY_BACK = {
+    name
+    for name in golden.NAMES
+    if name.split("-")[0] in ("bert", "falcon", "gpt", "gpt2", "mixtral", "nomic", "qwen3moe")
+    or name.split("-")[0] in ("stablelm", "starcoder2", "xlm")
+    or name in ("phi-long", "phi-short", "qwen3-embedding")
+}
+
+
+@pytest.mark.parametrize("name", sorted(NO_WAY_BACK))
+def test_what_cannot_come_back_is_refused_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnsupportedError):
+        export(golden.load(name).write(tmp_path), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("name", sorted(set(golden.NAMES) - NO_WAY_BACK))
 def test_every_architecture_comes_back(tmp_path: Path, name: str) -> None:
     before = golden.load(name).write(tmp_path)
     report = export(before, tmp_path / "folder")
