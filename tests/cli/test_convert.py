@@ -54,7 +54,7 @@ def test_a_quantized_model_says_what_it_becomes(insula, tiny):
 
 def test_a_split_file(insula, tiny, tmp_path):
     paths = split(tiny, tmp_path)
-    assert "insula convert" in failed(insula("quantize", str(paths[0]), "q.gguf", "Q8_0"), 1)
+    assert insula("quantize", str(paths[0]), "q.gguf", "Q8_0").returncode == 0
     assert "--dtype" in failed(insula("convert", str(paths[0]), "x.gguf", "--dtype", "f16"), 2)
     done = insula("convert", str(paths[1]), "out.gguf")
     assert done.returncode == 0, done.stderr

@@ -85,7 +85,13 @@ def convert(
             files |= dict.fromkeys(file.tensors, file)
         for source, file in files.items():
             module, _, part = source.rpartition(".")
-            if packing is not None and part in packed4.PARTS:
+            if part in packed4.PARTS:
+                if packing is None:
+                    raise UnsupportedError(
+                        f"{source} is part of a packed weight (GPTQ, AWQ), and config.json has no "
+                        "quantization_config that says how it is packed; take a folder that has "
+                        "one, or the original checkpoint"
+                    )
                 named = gguf_name(f"{module}.weight", rules, config)
                 if part == "qweight" and named is not None:
                     made = _packed(files, module, packing, named[0], rules, config, dtype)
