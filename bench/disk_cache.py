@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from peers import machine
+from machine import machine
 from run import find_model
 
 PARTS = ("load", "restore", "processor", "first")

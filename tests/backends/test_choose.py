@@ -44,8 +44,8 @@ def test_require_names_the_backend_and_who_can() -> None:
     with pytest.raises(UnsupportedError, match=r"llamacpp backend has no logits.*native") as info:
         require("llamacpp", "logits")
     assert info.value.backend == "llamacpp"
-    with pytest.raises(UnsupportedError, match="no backend has it yet"):
-        require("native", "embeddings")
+    with pytest.raises(UnsupportedError, match=r"has no adapters.*backends that have it: native$"):
+        require("remote", "adapters")
 
 
 def test_an_architecture_that_native_lacks_goes_to_llamacpp(xverse_path: Path) -> None:

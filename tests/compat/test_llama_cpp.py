@@ -18,6 +18,7 @@ from insula.compat.llama_cpp import Llama, LlamaGrammar, LogitsProcessorList, No
 from insula.compat.llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from insula.errors import ContextOverflowError, NotFoundError, UnsupportedError
 from tiny_chat_model import write_tiny
+from tiny_encoder import write_encoder
 
 GOLDEN = json.loads((Path(__file__).parent / "llama_cpp_behaviour.json").read_text("utf-8"))
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 10}
@@ -276,11 +277,26 @@ class TestWhatIsNotHere:
         ):
             assert model.n_ctx() == 64
 
-    def test_embeddings_are_refused_by_the_backends_name(self, tiny_model: Path) -> None:
+    def test_a_model_that_generates_gives_no_embeddings(self, tiny_model: Path) -> None:
         with Llama(str(tiny_model), n_ctx=64, embedding=True, verbose=False) as model:
             for call in (model.embed, model.create_embedding):
-                with pytest.raises(ValueError, match="native backend has no embeddings"):
+                with pytest.raises(ValueError, match="gives no embeddings"):
                     call("hello")
+
+    def test_embeddings_are_the_front_doors(self, tmp_path: Path) -> None:
+        path = write_encoder(tmp_path / "encoder.gguf")
+        texts = ["the island", "el mar"]
+        with LLM(path) as llm:
+            wanted = llm.embed(texts).vectors
+        with Llama(str(path), embedding=True, verbose=False) as model:
+            one = model.embed(texts[0])
+            np.testing.assert_array_equal(one, wanted[0])
+            vectors, n_tokens = model.embed(texts, normalize=True, return_count=True)
+            unit = wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
+            np.testing.assert_allclose(vectors, unit, rtol=1e-6)
+            answer = model.create_embedding(texts)
+            assert [row["embedding"] for row in answer["data"]] == wanted.tolist()
+            assert answer["usage"]["prompt_tokens"] == n_tokens > 0
 
     def test_a_processor_that_gives_something_else(self, llm: Llama) -> None:
         wrong = LogitsProcessorList([lambda ids, scores: scores[:3]])

@@ -12,6 +12,8 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from insula.chat import media
 from insula.compat.llama_cpp import answers, chatting
 from insula.compat.llama_cpp import constants as c
@@ -411,15 +413,22 @@ class Llama(SteppedModel):
         truncate: bool = True,
         return_count: bool = False,
     ) -> Any:
-        """A text's vector, or one for each. RuntimeError unless made with embedding=True;
-        NotHereError (a ValueError) where the backend has no embeddings."""
+        """A text's vector, or one for each, pooled (and normalized, where it says so) as the model
+        declares; normalize makes it of length 1 in any case. RuntimeError unless made with
+        embedding=True; ValueError where model or backend gives no embeddings."""
         if not self._embedding:
             raise RuntimeError(
                 "Llama model must be created with embedding=True to call this method"
             )
-        engine = self._open().model_info.engine
-        require(engine, "embeddings")
-        raise NotHereError(f"the {engine} backend's embeddings are not connected here yet")
+        llm = self._open()
+        require(llm.model_info.engine, "embeddings")
+        one = isinstance(input, str)
+        found = llm.embed([input] if isinstance(input, str) else input, truncate=truncate)
+        vectors = found.vectors
+        if normalize:
+            vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        result = vectors[0].tolist() if one else vectors.tolist()
+        return (result, found.report.tokens) if return_count else result
 
     # --- the rest ----------------------------------------------------------------------------
 

@@ -67,9 +67,8 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
         "insula._native",
         _COMMON
         | {"sampling", "logits", "perplexity", "reproducible", "concurrent", "speculation"}
-        | {"adapters"},
+        | {"adapters", "embeddings"},
         {
-            "embeddings": "no embedding models yet",
             "gpu": "CPU only",
             **_TEXT_ALONE,
         },
@@ -133,9 +132,10 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
         "reference",
         "NumPy in float32: slow, and the truth",
         None,
-        _COMMON | {"sampling", "logits", "perplexity", "reproducible", "concurrent", "speculation"},
+        _COMMON
+        | {"sampling", "logits", "perplexity", "reproducible", "concurrent", "speculation"}
+        | {"embeddings"},
         {
-            "embeddings": "no embedding models yet",
             "gpu": "CPU only",
             "adapters": "merge them into the weights: insula merge",
             **_TEXT_ALONE,
@@ -177,7 +177,7 @@ def require(name: str, capability: str) -> None:
     raise UnsupportedError(
         f"the {name} backend has no {capability} ({CAPABILITIES[capability]}): "
         f"{info.limits.get(capability, 'not connected')}; "
-        + (f"backends that have it: {', '.join(able)}" if able else "no backend has it yet"),
+        f"backends that have it: {', '.join(able)}",
         backend=name,
     )
 

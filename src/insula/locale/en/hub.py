@@ -97,7 +97,7 @@ TEXTS = {
     "from_not_found": "FROM {base}: {reason}",
     "go_template": "the Modelfile's TEMPLATE is in Ollama's (Go) template language and is not used; the template in the model's own file is, if it has one",
     "adapter_kept": "the adapter is kept with the model, which cannot run until an engine here applies LoRA adapters",
-    "needs_adapter": "{name} has a LoRA adapter (ADAPTER), and no engine here applies adapters yet; run its base without it, or merge the adapter into the weights",
+    "needs_adapter": "{name} has a LoRA adapter (ADAPTER), which is not applied by its name; run its base with it, LLM(base, adapters=[file]), or merge it into the weights: insula merge",
     "no_projector": "this model can see images with its projector, which is kept but not used: here it reads text",
     "bad_bundle": "{path} is not a bundle of Insula's: {what} is not what it should be",
     "bad_bundle_entry": "the bundle has an entry that insula export does not write",

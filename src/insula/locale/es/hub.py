@@ -97,7 +97,7 @@ TEXTS = {
     "from_not_found": "FROM {base}: {reason}",
     "go_template": "la TEMPLATE del Modelfile está en el lenguaje de plantillas de Ollama (Go) y no se usa; se usa la plantilla del fichero del modelo, si la tiene",
     "adapter_kept": "el adaptador se guarda con el modelo, que no puede ejecutarse hasta que un motor aplique aquí adaptadores LoRA",
-    "needs_adapter": "{name} tiene un adaptador LoRA (ADAPTER), y ningún motor aplica aquí adaptadores todavía; ejecuta su base sin él, o funde el adaptador con los pesos",
+    "needs_adapter": "{name} tiene un adaptador LoRA (ADAPTER), que no se aplica por su nombre; ejecuta su base con él, LLM(base, adapters=[fichero]), o fúndelo con los pesos: insula merge",
     "no_projector": "este modelo puede ver imágenes con su proyector, que se guarda pero no se usa: aquí lee texto",
     "bad_bundle": "{path} no es un paquete de Insula: {what} no es lo que debería",
     "bad_bundle_entry": "el paquete tiene una entrada que insula export no escribe",
