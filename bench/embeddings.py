@@ -27,7 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from peers import machine
+from machine import machine
 
 RESULTS = Path(__file__).resolve().parent / "results" / "embeddings.jsonl"
 
