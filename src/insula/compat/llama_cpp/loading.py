@@ -52,7 +52,7 @@ REFUSED: Mapping[str, tuple[Any, str]] = {
     "yarn_beta_slow": (1.0, "the file's own is used"),
     "yarn_orig_ctx": (0, "the file's own is used"),
     "attention_type": (c.LLAMA_ATTENTION_TYPE_UNSPECIFIED, "the model's own is used"),
-    "pooling_type": (c.LLAMA_POOLING_TYPE_UNSPECIFIED, "there are no embeddings yet"),
+    "pooling_type": (c.LLAMA_POOLING_TYPE_UNSPECIFIED, "a model pools as it declares"),
     "lora_path": (None, "merge the adapter into the model first"),
     "tokenizer": (None, "the model's own is used"),
     "vocab_only": (False, "insula.tokenizer.Tokenizer reads a vocabulary alone"),
@@ -100,7 +100,8 @@ def loading(given: Mapping[str, Any], unknown: Mapping[str, Any]) -> Loading:
         _at_least(name, given[name], 1)
     _at_least("n_ctx", given["n_ctx"], 0)
     options: dict[str, Any] = {
-        "n_ctx": given["n_ctx"] or None,  # 0: the model's
+        # 0: the model's. So is what is not said (512 there) of a model for embeddings.
+        "n_ctx": None if given["embedding"] and given["n_ctx"] == 512 else given["n_ctx"] or None,
         "n_threads": threads,
         "kv_type": _kv_type(given["type_k"], given["type_v"]),
         **_draft(given["draft_model"]),
