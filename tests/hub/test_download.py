@@ -32,8 +32,9 @@ from insula.errors import (
     OfflineError,
     ResourceError,
 )
-from insula.hub import download
-from insula.hub.download import Fetched, Remote, fetch, transfer
+from insula.hub import download, remote_file
+from insula.hub.download import fetch, transfer
+from insula.hub.remote_file import Fetched, Remote
 from insula.hub.transport import Retry, Transfer, Transport
 
 DATA = random.Random(7).randbytes(3_000_000)
@@ -236,7 +237,7 @@ def test_too_little_space_is_an_error_before_the_first_byte(hub, tmp_path, quick
 def test_a_size_learned_late_is_checked_too(hub, tmp_path, quick, monkeypatch):
     hub.blobs["file"] = DATA
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage(9, 9, download.SPARE))
+    monkeypatch.setattr(remote_file.shutil, "disk_usage", lambda _: usage(9, 9, remote_file.SPARE))
     with pytest.raises(ResourceError, match="disk space"):
         get(Remote(url=f"{hub.cdn}/blobs/file", name="file"), tmp_path, quick)
 
@@ -280,7 +281,8 @@ def test_ctrl_c_leaves_a_part_that_resumes(hub, remote, tmp_path, quick):
 _CHILD = """
 import sys
 from pathlib import Path
-from insula.hub.download import Remote, fetch, transfer
+from insula.hub.download import fetch, transfer
+from insula.hub.remote_file import Remote
 from insula.hub.transport import Transport
 url, sha, size, folder = sys.argv[1:]
 remote = Remote(url=url, name="model.gguf", sha256=sha, size=int(size))

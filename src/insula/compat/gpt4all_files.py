@@ -100,7 +100,8 @@ def download_model(
     Raises ChecksumError, DownloadError, NotFoundError, ResourceError, ConfigError (a file name
     that would leave the folder).
     """
-    from insula.hub.download import Remote, fetch, transfer
+    from insula.hub.download import fetch, transfer
+    from insula.hub.remote_file import Remote
 
     if Path(model_filename).name != model_filename:
         raise ConfigError(f"model_filename: found {model_filename!r}; a plain file name is needed")

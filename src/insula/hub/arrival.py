@@ -13,9 +13,10 @@ from pathlib import Path
 
 from insula.errors import FormatError, NotFoundError
 from insula.hub import lockfile
-from insula.hub.download import Remote, fetch, need_space, transfer
+from insula.hub.download import fetch, transfer
 from insula.hub.manifest import Manifest
 from insula.hub.parallel import received
+from insula.hub.remote_file import Remote, need_space
 from insula.hub.store import ModelStore
 from insula.hub.transport import Progress, Transfer, Transport
 from insula.locale import text

@@ -23,9 +23,9 @@ from typing import BinaryIO
 from insula.errors import ChecksumError, FormatError, NotFoundError
 from insula.hub import arrival, catalog, lockfile, signatures
 from insula.hub import manifest as documents
-from insula.hub.download import BLOCK, disk_trouble, need_space
 from insula.hub.manifest import Manifest
 from insula.hub.names import parse_store_name
+from insula.hub.remote_file import BLOCK, disk_trouble, need_space
 from insula.hub.store import ModelStore
 from insula.hub.transport import Progress, Transfer
 from insula.locale import text

@@ -10,20 +10,27 @@ of which the digest is promised come by several connections at once (parallel.py
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from insula.config import settings
-from insula.errors import ChecksumError, DownloadError, ResourceError
+from insula.errors import ChecksumError, DownloadError
 from insula.hub import places
+from insula.hub.remote_file import (
+    CONTENT_RANGE,
+    FORGIVING,
+    Fetched,
+    Remote,
+    digest_of,
+    disk_trouble,
+    need_space,
+    too_long,
+)
 from insula.hub.transport import Progress, Transfer, Transport
 from insula.locale import text
 from insula.security.lock import locked
@@ -32,37 +39,6 @@ if TYPE_CHECKING:
     import httpx2
 
     from insula.hub.parallel import Plan
-
-BLOCK = 1 << 20
-#: Bytes that must arrive before earlier failures are forgiven; a drip-feeding server runs out.
-FORGIVING = 1 << 20
-#: Free bytes to leave on the disk beyond the file.
-SPARE = 32 << 20
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Remote:
-    """What to fetch. `sha256` and `size` (bytes) are promises to hold it to, where known."""
-
-    url: str
-    name: str
-    sha256: str | None = None
-    size: int | None = None
-
-    @property
-    def key(self) -> str:
-        """The transfer's file name: the same bytes have the same key, whatever the mirror."""
-        return (self.sha256 or hashlib.sha256(self.url.encode()).hexdigest())[:40]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fetched:
-    """A complete, verified file that its caller now owns."""
-
-    path: Path
-    sha256: str
-    size: int
 
 
 @contextmanager
@@ -242,7 +218,7 @@ def _start_of(response: httpx2.Response, done: int, remote: Remote) -> int | Non
         raise too_long(remote)
     if response.status_code != 206:
         return 0
-    stated = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    stated = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if stated is None or int(stated[1]) != done:
         raise DownloadError(text("hub.wrong_range", name=remote.name))
     if remote.size is not None and stated[3] not in ("*", str(remote.size)):
@@ -250,57 +226,9 @@ def _start_of(response: httpx2.Response, done: int, remote: Remote) -> int | Non
     return done
 
 
-def content_range(response: httpx2.Response) -> tuple[int, int, int] | None:
-    """First and last byte and the whole's size, as the server states them."""
-    stated = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    if response.status_code != 206 or stated is None or stated[3] == "*":
-        return None
-    return int(stated[1]), int(stated[2]), int(stated[3])
-
-
 def _total_of(response: httpx2.Response, start: int) -> int | None:
     length = response.headers.get("Content-Length", "")
     return start + int(length) if length.isdecimal() else None
-
-
-def too_long(remote: Remote) -> ChecksumError:
-    """The error for more bytes, or another total, than was promised."""
-    return ChecksumError(text("hub.wrong_size", name=remote.name, size=remote.size))
-
-
-def digest_of(part: Path, done: int, remote: Remote, progress: Progress | None) -> hashlib._Hash:
-    """The digest of the first `done` bytes of the part."""
-    digest = hashlib.sha256()
-    if not done:
-        return digest
-    read = 0
-    with part.open("rb") as file:
-        while read < done and (block := file.read(min(BLOCK, done - read))):
-            digest.update(block)
-            read += len(block)
-            _say(progress, Transfer(phase="check", name=remote.name, done=read, total=done))
-    return digest
-
-
-def need_space(folder: Path, needed: int) -> None:
-    """Raises ResourceError, with both numbers, before a transfer that cannot end well."""
-    free = shutil.disk_usage(folder).free
-    if needed > 0 and free < needed + SPARE:
-        raise ResourceError(
-            text(
-                "hub.no_space",
-                folder=folder,
-                needed=f"{(needed + SPARE) / 1e6:,.0f}",
-                free=f"{free / 1e6:,.0f}",
-            )
-        )
-
-
-def disk_trouble(error: OSError, part: Path) -> ResourceError:
-    """The error for a disk that is full or cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(text("hub.disk_full", folder=part.parent))
-    return ResourceError(text("hub.cannot_write", path=part, reason=error.strerror or error))
 
 
 def _write(file: BinaryIO, piece: bytes) -> None:

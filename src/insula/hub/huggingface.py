@@ -18,8 +18,8 @@ from urllib.parse import quote, urljoin
 
 from insula.config import settings
 from insula.errors import ConfigError, DownloadError, NotFoundError, UnsupportedError
-from insula.hub.download import Remote
 from insula.hub.names import HubRef
+from insula.hub.remote_file import Remote
 from insula.hub.transport import Progress, Transport
 from insula.locale import text
 

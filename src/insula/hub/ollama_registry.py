@@ -15,9 +15,9 @@ from typing import Any
 
 from insula.config import settings
 from insula.errors import ConfigError, DownloadError, UnsupportedError
-from insula.hub.download import Remote
 from insula.hub.manifest import ROLES, is_parameter, is_sha256
 from insula.hub.names import RegistryRef
+from insula.hub.remote_file import Remote
 from insula.hub.transport import Progress, Transport
 from insula.locale import text
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from insula.errors import ChecksumError, DownloadError
 from insula.hub import places
-from insula.hub.download import (
+from insula.hub.remote_file import (
     FORGIVING,
     Fetched,
     Remote,

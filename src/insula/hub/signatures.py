@@ -25,7 +25,7 @@ from urllib.parse import urlsplit, urlunsplit
 from insula.config import settings
 from insula.errors import ChecksumError, ConfigError, DownloadError, NotFoundError
 from insula.hub import places
-from insula.hub.download import BLOCK
+from insula.hub.remote_file import BLOCK
 from insula.hub.transport import Progress, Transport
 from insula.locale import text
 from insula.security.ed25519 import verify

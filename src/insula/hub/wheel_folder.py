@@ -15,7 +15,7 @@ from pathlib import Path
 
 from insula.errors import FormatError, NotFoundError
 from insula.hub.catalog import WheelMember
-from insula.hub.download import BLOCK
+from insula.hub.remote_file import BLOCK
 from insula.hub.transport import Progress, Transfer
 from insula.locale import text
 from insula.models.convert import convert
