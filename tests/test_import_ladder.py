@@ -25,6 +25,8 @@ LADDER = (
     ("models",),
     ("engine",),
     ("chat", "hub", "store"),
+    ("given",),
+    ("llm_embeddings",),
     ("llm",),
     ("async_llm",),
     ("rag", "agents", "train", "evals", "lens", "guard"),

@@ -22,7 +22,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from insula.engine.stream import Stream
-from insula.llm import LLM, Prompt
+from insula.given import Prompt
+from insula.llm import LLM
 from insula.types import Chunk, Completion, Message, ModelInfo, SamplingParams
 
 

@@ -12,7 +12,6 @@ report. Thread-safe, except that a ChatSession belongs to one thread at a time.
 from __future__ import annotations
 
 import dataclasses
-import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,9 @@ from insula.engine.options import samples, sampling_params
 from insula.engine.request import Handle, Request, TextEngine, Tokenizer
 from insula.engine.stream import Stream
 from insula.errors import ConfigError, UnsupportedError
-from insula.types import Completion, Embeddings, Message, ModelInfo, SamplingParams
+from insula.given import Adapters, Prompt, named_adapters, plain_ids, prompts
+from insula.llm_embeddings import EmbeddingMethods
+from insula.types import Completion, Message, ModelInfo, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,18 +36,11 @@ if TYPE_CHECKING:
     from insula.chat.prompt import ChatFormat, Overflow
     from insula.chat.session import ChatSession
     from insula.chat.templates import ChatTemplate
-    from insula.engine.embedding import EmbeddingEngine
     from insula.hub.defaults import ModelDefaults
     from insula.hub.transport import Progress
 
-#: One prompt: text, or token ids.
-Prompt = str | Sequence[int]
 
-#: Adapters by name, or paths whose names they take.
-Adapters = Mapping[str, str | os.PathLike[str]] | Sequence[str | os.PathLike[str]]
-
-
-class LLM:
+class LLM(EmbeddingMethods):
     """A loaded model. Close it, or use it as a context manager.
 
     model_info says what was loaded, which engine runs it and why. tokenizer is the model's.
@@ -271,13 +265,13 @@ class LLM:
         adapter: the name of one of the model's adapters to go through; None: none.
         Raises ConfigError, ContextOverflowError, TokenizerError, EngineError.
         """
-        prompts, one = self._prompts(prompt)
+        listed, one = prompts(prompt, self._encoded)
         names = ("n", "overflow", "use_cache", "salt", "adapter")
         sampling = sampling_params(self._base(params), options, others=names)
         many = samples(sampling, n)
         handles: list[Handle] = []
         try:
-            for ids in prompts:
+            for ids in listed:
                 for each in many:
                     request = self._request(
                         ids, each, overflow, use_cache=use_cache, salt=salt, adapter=adapter
@@ -305,13 +299,13 @@ class LLM:
 
         Errors of the request are raised here, before the first chunk is asked for.
         """
-        prompts, one = self._prompts(prompt)
+        listed, one = prompts(prompt, self._encoded)
         if not one:
             raise ConfigError("stream takes one prompt; open a stream for each")
         names = ("overflow", "use_cache", "salt", "adapter")
         sampling = sampling_params(self._base(params), options, others=names)
         request = self._request(
-            prompts[0], sampling, overflow, use_cache=use_cache, salt=salt, adapter=adapter
+            listed[0], sampling, overflow, use_cache=use_cache, salt=salt, adapter=adapter
         )
         return Stream(self._engine.submit(request))
 
@@ -457,52 +451,6 @@ class LLM:
             model=self.model_info.name,
         )
 
-    def embed(
-        self,
-        texts: str | Sequence[str] | Sequence[Sequence[int]],
-        *,
-        truncate: bool = False,
-        dimensions: int | None = None,
-    ) -> Embeddings:
-        """Vectors float32 [n, D] of texts (of one text: [1, D]), pooled and normalized as the
-        model declares, and a report. Lists of token ids are used as they are.
-
-        truncate: cut texts that are longer than the model reads (model_info.n_ctx) and say which;
-        otherwise they are an error. dimensions: only the first so many, for models that were
-        trained for that (arXiv:2205.13147).
-        Raises ConfigError, ContextOverflowError, UnsupportedError (the model gives no embeddings).
-        """
-        from insula.engine import embedding
-
-        engine = self._embedding_engine()
-        listed = _texts(texts)
-        return embedding.embed(engine, listed, truncate=truncate, dimensions=dimensions)
-
-    def rerank(
-        self, query: str, documents: Sequence[str], *, truncate: bool = False
-    ) -> list[tuple[int, float]]:
-        """The documents by how well they answer the query, the best first: (index, score).
-
-        Scores are the model's own, without a logistic function. truncate: cut documents that do
-        not fit beside the query; otherwise they are an error.
-        Raises ConfigError, ContextOverflowError, UnsupportedError (the model is no reranker).
-        """
-        from insula.engine import embedding
-
-        engine = self._embedding_engine()
-        return embedding.rerank(engine, query, _texts(documents, one=False), truncate=truncate)
-
-    def classify(
-        self, texts: str | Sequence[str], *, truncate: bool = False
-    ) -> list[dict[str, float]]:
-        """For each text the probability of each label of the model, the likeliest first.
-
-        Raises ConfigError, ContextOverflowError, UnsupportedError (the model is no classifier).
-        """
-        from insula.engine import embedding
-
-        return embedding.classify(self._embedding_engine(), _texts(texts), truncate=truncate)
-
     def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
@@ -513,7 +461,7 @@ class LLM:
 
     def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of ids; U+FFFD where they do not make whole characters. Raises TokenizerError."""
-        return self.tokenizer.decode(_ids(ids), skip_special=skip_special)
+        return self.tokenizer.decode(plain_ids(ids), skip_special=skip_special)
 
     def perplexity(
         self, text: Prompt, *, window: int | None = None, stride: int | None = None
@@ -529,7 +477,7 @@ class LLM:
 
         if "conversation" in self._engine.takes:
             require(self._engine.name, "perplexity")
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else _ids(text)
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else plain_ids(text)
         return scoring.perplexity(self._engine, ids, window=window, stride=stride)
 
     def logits(
@@ -545,7 +493,7 @@ class LLM:
 
         if "conversation" in self._engine.takes:
             require(self._engine.name, "logits")
-        return scoring.prompt_logits(self._engine, _ids(ids), first=first, use_cache=use_cache)
+        return scoring.prompt_logits(self._engine, plain_ids(ids), first=first, use_cache=use_cache)
 
     def close(self) -> None:
         """Cancel what runs and free the model. Twice is harmless."""
@@ -570,17 +518,6 @@ class LLM:
         if adapter is not None:
             require(self._engine.name, "adapters")
 
-    def _embedding_engine(self) -> EmbeddingEngine:
-        from insula.engine.embedding import EmbeddingEngine
-
-        if isinstance(self._engine, EmbeddingEngine):
-            return self._engine
-        raise UnsupportedError(
-            f"{self.model_info.name} generates text and gives no embeddings or scores; take a "
-            "model that states a pooling, such as all-minilm:l6-v2",
-            backend=self.model_info.engine,
-        )
-
     def _base(self, params: SamplingParams | None) -> SamplingParams:
         return self.default_params if params is None else params
 
@@ -593,26 +530,6 @@ class LLM:
         elif self._defaults.system is not None:
             head = [{"role": "system", "content": self._defaults.system}]
         return [*head, *self._defaults.messages, *given]
-
-    def _prompts(self, prompt: Any) -> tuple[list[tuple[int, ...] | str], bool]:
-        """The prompts as ids, or as text where the engine takes that; and whether it is one and not
-        a list."""
-        if isinstance(prompt, str):
-            return [self._encoded(prompt)], True
-        array = hasattr(prompt, "__array__") and getattr(prompt, "ndim", 1) > 0
-        undecoded = isinstance(prompt, (bytes, bytearray, memoryview))
-        if undecoded or not (isinstance(prompt, Sequence) or array):
-            raise ConfigError(
-                f"prompt: found {type(prompt).__name__}; allowed: text, ids, or a list of them"
-            )
-        items = list(prompt)
-        if not items:
-            raise ConfigError("the prompt is empty; at least one token is needed")
-        if all(isinstance(item, str) for item in items):
-            return [self._encoded(item) for item in items], False
-        if all(hasattr(item, "__index__") for item in items):
-            return [_ids(items)], True
-        return [_ids(item) for item in items], False
 
     def _encoded(self, text: str) -> tuple[int, ...] | str:
         if text and "text" in self._engine.takes:
@@ -670,41 +587,3 @@ class LLM:
             tools=tools,
             arguments={} if arguments is None else arguments,
         )
-
-
-def named_adapters(adapters: Adapters | None) -> dict[str, Path]:
-    """Paths by name. Raises ConfigError."""
-    if adapters is None:
-        return {}
-    if not isinstance(adapters, Mapping):
-        if isinstance(adapters, str | os.PathLike):
-            adapters = [adapters]
-        paths = [Path(path) for path in adapters]
-        adapters = {path.stem if path.is_file() else path.name: path for path in paths}
-        if len(adapters) != len(paths):
-            raise ConfigError("adapters: two have the same name; give names: {name: path, ...}")
-    return {str(name): Path(path) for name, path in adapters.items()}
-
-
-def _texts(texts: Any, *, one: bool = True) -> list[str]:
-    """The texts as a list; `one` may stand alone."""
-    if one and isinstance(texts, str):
-        return [texts]
-    if isinstance(texts, (str, bytes, bytearray, memoryview)) or not isinstance(texts, Sequence):
-        found = type(texts).__name__
-        raise ConfigError(f"texts: found {found}; allowed is a list of str" + " or one" * one)
-    return list(texts)
-
-
-def _ids(ids: Any) -> tuple[int, ...]:
-    """Token ids as plain integers; True and 1.0 are not ids."""
-    try:
-        # Bytes are text that nobody has decoded, not ids.
-        if isinstance(ids, (bytes, bytearray, memoryview)):
-            raise TypeError
-        ids = tuple(ids)  # once: it may be an iterator
-        if any(isinstance(i, bool) for i in ids):
-            raise TypeError
-        return tuple(operator.index(i) for i in ids)
-    except TypeError:
-        raise ConfigError("token ids: allowed is a sequence of whole numbers") from None
