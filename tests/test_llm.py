@@ -378,8 +378,8 @@ def test_ctrl_c_stops_an_answer_and_the_model_goes_on(tiny_model: Path) -> None:
 
         for _ in range(5):
             timer = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
-            timer.start()
             with pytest.raises(KeyboardInterrupt):
+                timer.start()  # on a busy machine the signal may come before this returns
                 talk()
             timer.join()
             assert not llm._engine.busy
