@@ -372,15 +372,15 @@ def test_threads_use_one_model(tiny_model: Path) -> None:
 def test_ctrl_c_stops_an_answer_and_the_model_goes_on(tiny_model: Path) -> None:
     with LLM(tiny_model) as llm:
 
-        def talk() -> None:
+        def talk(timer: threading.Timer) -> None:
+            timer.start()  # on a busy machine the signal may come before this returns
             while True:
                 llm.generate("on and on", temperature=0, ignore_eos=True, use_cache=False)
 
         for _ in range(5):
             timer = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
             with pytest.raises(KeyboardInterrupt):
-                timer.start()  # on a busy machine the signal may come before this returns
-                talk()
+                talk(timer)
             timer.join()
             assert not llm._engine.busy
         pool = llm._engine.scheduler.pool

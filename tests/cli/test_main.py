@@ -14,6 +14,7 @@ import pytest
 
 from cli.conftest import failed
 from insula import __version__
+from insula.cli import main as cli_main
 from insula.cli.commands import COMMANDS
 
 FULL = Path("/dev/full")
@@ -180,6 +181,28 @@ def test_ctrl_c_at_any_time(env, hub, pause):
         _, err = process.communicate(timeout=15)
     assert process.returncode == 130
     assert b"Traceback" not in err
+
+
+@posix
+def test_an_interrupt_in_the_midst_of_an_import_comes_after_it(monkeypatch):
+    """Where Python would show it and go on: in a weak reference's callback, while importing."""
+    program = """if True:
+        import os, signal, time, weakref
+        class Thing: pass
+        thing = Thing()
+        told = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+        del thing
+    """
+    code = compile(program, "<frozen importlib._bootstrap>", "exec")
+
+    def run(args):
+        exec(code, {})
+        time.sleep(5)
+        return 0
+
+    monkeypatch.setattr(cli_main, "_run", run)
+    assert cli_main.main([]) == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_completion_is_installed_in_the_persons_language(insula, monkeypatch, tmp_path):

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        with _orderly_end():
+        with _orderly_end(), _lasting_interrupts():
             return _guarded(args)
     except SystemExit as end:  # SIGTERM between two of the lines below
         return end.code if isinstance(end.code, int) else EXIT_TERMINATED
@@ -52,6 +52,34 @@ def _guarded(args: list[str]) -> int:
 
         code = report_os_error(error)
     return code
+
+
+@contextmanager
+def _lasting_interrupts() -> Iterator[None]:
+    """Ctrl-C also while modules are imported: there Python calls weak references' callbacks, and
+    an exception raised in one is shown and forgotten. So it comes a moment later.
+    """
+    number = signal.SIGINT
+    mine = threading.current_thread() is threading.main_thread()
+    timers = hasattr(signal, "setitimer")
+    if not mine or not timers or signal.getsignal(number) is not signal.default_int_handler:
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            raise KeyboardInterrupt
+
+    alarm = signal.signal(signal.SIGALRM, interrupt)
+    signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(number, signal.default_int_handler)
+        signal.signal(signal.SIGALRM, alarm)
 
 
 @contextmanager
