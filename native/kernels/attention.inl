@@ -19,7 +19,10 @@ void attention_i8(const AttnChunk &c);
 template <KVType t> struct KV {
   using T = uint16_t;
   static V::F load(const T *p) { return V::load_h(p); }
-  static void store(T *p, V::F v) { V::store_h(p, v); }
+  // Finite stays finite: a hidden position has the weight 0, and 0 times infinity is not 0.
+  static void store(T *p, V::F v) {
+    V::store_h(p, V::min(V::set1(65504.0f), V::max(V::set1(-65504.0f), v)));
+  }
 };
 template <> struct KV<KVType::F32> {
   using T = float;

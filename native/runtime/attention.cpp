@@ -120,10 +120,7 @@ int Executor::first_chunk(const Op &a, int row) const {
 
 // How many positions a row sees, counted from the sequence's first one.
 int Executor::sees(const Op &a, int row) const {
-  if (!a.causal)
-    while (row + 1 < b_->T && b_->rows[row + 1] == b_->rows[row])
-      ++row;
-  return b_->positions[row] + 1;
+  return a.causal ? b_->positions[row] + 1 : ends_[static_cast<size_t>(row)];
 }
 
 // States of `n` rows against one chunk of one KV head, in the thread's m2, l2 and o2. The rows have

@@ -68,6 +68,9 @@ void Executor::step(const Batch &batch, float *out) {
       spans_.push_back({t, 1, batch.rows[t]});
     longest_ = std::max(longest_, batch.positions[t] + 1);
   }
+  ends_.resize(static_cast<size_t>(batch.T));
+  for (const Span &s : spans_)
+    std::fill_n(ends_.begin() + s.first, s.count, batch.positions[s.first + s.count - 1] + 1);
   for (Claims &c : claims_)
     c.next.store(0, std::memory_order_relaxed);
   for (Shares &p : panels_)

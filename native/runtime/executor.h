@@ -96,8 +96,9 @@ private:
   const Batch *b_ = nullptr;
   float *out_ = nullptr;
   std::vector<Span> spans_;
-  int longest_ = 0;    // largest position + 1
-  bool split_ = false; // few long sequences: threads share out their chunks
+  std::vector<int> ends_; // per row: its sequence's last position in this step + 1
+  int longest_ = 0;       // largest position + 1
+  bool split_ = false;    // few long sequences: threads share out their chunks
   std::vector<Group> groups_;
   std::vector<int> shared_rows_;
   int partial_chunks_ = 0; // chunks that a row has room for in partial_

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from insula.errors import ConfigError, ResourceError
-from insula.ops.graph import Graph
+from insula.ops.graph import Experts, Graph
 
 #: Activations, code, vocabulary and Python, in bytes; measured with the default model.
 OVERHEAD = 100_000_000
@@ -45,6 +45,23 @@ def head_bytes(head_dim: int, kv_type: str) -> int:
     if kv_type == "int8":
         return -(-head_dim // 4) * 4 + values + 2 * 2 * -(-head_dim // 32)
     return {"f16": 2, "f32": 4}[kv_type] * (head_dim + values)
+
+
+def step_bytes(graph: Graph, rows: int) -> int:
+    """What a step of so many rows writes: each buffer, and a product's input in three forms."""
+    widest = max(graph.buffers.values())
+    return rows * (4 * sum(graph.buffers.values()) + 7 * widest)
+
+
+def expert_bytes(graph: Graph, rows: int) -> int:
+    """What a step's experts write beside that: the rows of each expert that a row uses."""
+    most = 0
+    for op in graph.ops:
+        if isinstance(op, Experts):
+            pairs = rows * op.used + 15 * min(op.experts, rows * op.used)
+            src, dst = graph.buffers[op.src], graph.buffers[op.dst]
+            most = max(most, pairs * (7 * max(src, op.width) + 4 * (op.width + dst)))
+    return most
 
 
 def plan_context(

@@ -22,8 +22,10 @@ from insula.engine.context import (
     MAX_CONTEXT,
     PAGE_TOKENS,
     ContextPlan,
+    expert_bytes,
     kv_bytes_per_token,
     plan_context,
+    step_bytes,
 )
 from insula.engine.disk_cache import DiskCache
 from insula.engine.engine import Engine
@@ -180,10 +182,15 @@ def _own(
         per_token += kv_bytes_per_token(draft.graph, kv_type)
     mapped = options.weights == "mmap" and choice.backend == "native"
     weights = sum(_weights(m, choice.backend) for m in (model, draft) if m is not None)
+    from insula.engine.runner import MAX_ROWS
+
+    adapters = _adapters(model, choice.backend, options)
     plan = options.plan(
         n_ctx_train=graph.n_ctx_train,
         bytes_per_token=per_token,
-        weights=0 if mapped else weights,
+        weights=(0 if mapped else weights)
+        + sum(adapter.nbytes for adapter in adapters)
+        + expert_bytes(graph, MAX_ROWS),
     )
     notes = [*graph.notes, *plan.notes]
     if graph.n_ctx_switch is not None:
@@ -207,7 +214,6 @@ def _own(
             f"the weights take {weights >> 20} MiB and {options.available >> 20} MiB of memory "
             "are free: they are read from disk again and again, which is slow"
         )
-    adapters = _adapters(model, choice.backend, options)
     runner = _runner(model, choice.backend, plan.n_pages, kv_type, options, adapters=adapters)
     stack.callback(runner.close)
     speculator: Speculator | None = None
@@ -277,13 +283,20 @@ def _embedding(
     """An engine for vectors and scores. `stack` closes the model if this fails."""
     from insula.engine import load_embedding as sizes
 
-    sizes.check_options(speculate=options.speculate)
+    sizes.check_options(speculate=options.speculate, adapters=bool(options.adapters))
     kv_type = "f32" if choice.backend == "reference" else options.kv_type
-    if options.weights != "mmap":
-        sizes.check_memory(_weights(model, choice.backend), options.available)
     n_ctx, notes = sizes.longest_text(model, options.n_ctx)
     page_bytes = sizes.page_bytes(model, kv_type)
     rows, n_pages = sizes.step_size(n_ctx, page_bytes)
+    weights = 0 if options.weights == "mmap" else _weights(model, choice.backend)
+    sizes.check_memory(
+        weights,
+        beside=n_pages * page_bytes + step_bytes(model.graph, rows),
+        n_ctx=n_ctx,
+        available=options.available,
+    )
+    if options.kv_memory is not None:
+        notes = (*notes, "kv_memory is not used: a model for embeddings keeps no context")
     if options.cache_dir is not None:
         notes = (*notes, "nothing is kept on disk: embeddings have no prefix cache")
     notes = (*model.graph.notes, *notes)
@@ -296,7 +309,7 @@ def _embedding(
         arch=model.arch,
         quantization=model.summary.quantization,
         parameters=model.summary.parameters,
-        file_bytes=path.stat().st_size,
+        file_bytes=model.gguf.size,
         n_vocab=model.graph.n_vocab,
         n_layers=model.graph.n_layers,
         n_embd=model.graph.n_embd,

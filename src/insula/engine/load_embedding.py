@@ -56,17 +56,24 @@ def page_bytes(model: ModelFile, kv_type: str) -> int:
     return PAGE_TOKENS * kv_bytes_per_token(model.graph, kv_type)
 
 
-def check_memory(needed: int, available: int | None) -> None:
-    """Raises ResourceError if the weights do not fit into free memory."""
-    if available is not None and needed > available:
+def check_memory(weights: int, *, beside: int, n_ctx: int, available: int | None) -> None:
+    """Raises ResourceError if weights and a step's memory do not fit into what is free."""
+    if available is not None and weights + beside > available:
         raise ResourceError(
-            f"the model needs {needed >> 20} MiB for its weights and {available >> 20} MiB of "
-            "memory are free; close other programs, or take a smaller quantization of it"
+            f"the model needs {weights >> 20} MiB for its weights and {beside >> 20} MiB for texts "
+            f"of {n_ctx} tokens, and {available >> 20} MiB of memory are free; close other "
+            "programs, ask for shorter texts (n_ctx), or take a smaller quantization of it"
         )
 
 
-def check_options(*, speculate: str) -> None:
-    """Raises UnsupportedError for what has no meaning without generated text."""
+def check_options(*, speculate: str, adapters: bool) -> None:
+    """Raises UnsupportedError for what such models cannot do, or has no meaning without text."""
+    if adapters:
+        raise UnsupportedError(
+            "adapters are not applied to models for embeddings; merge one into the weights: "
+            "insula merge",
+            backend="native",
+        )
     if speculate != "off":
         raise UnsupportedError(
             "this model generates no text, so there is nothing to speculate about", backend="native"

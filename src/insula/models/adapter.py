@@ -33,6 +33,8 @@ F32 = NDArray[np.float32]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PEFT = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?\.weight")
+MOST_PATTERN = 500
+_REPEATED_GROUP = re.compile(r"\)[*+{]|[*+}][^|]*[*+}][^|]*[*+}]")
 _OTHERWISE = {
     "lora_magnitude_vector": "DoRA",
     "lora_embedding_": "a LoRA of the embedding",
@@ -94,7 +96,9 @@ def _check(name: str, update: Update, base: GGUFFile, path: Path) -> None:
         )
     if not (np.isfinite(update.a).all() and np.isfinite(update.b).all()):
         raise FormatError(f"{path.name}: the matrices for {name} hold a NaN or an infinity")
-    if not math.isfinite(update.scale):
+    if not np.isfinite(update.b.astype(np.float64) * update.scale).all() or (
+        np.abs(update.b.astype(np.float64) * update.scale).max(initial=0) > np.finfo(np.float32).max
+    ):
         raise FormatError(f"{path.name}: the scale for {name} is {update.scale}")
 
 
@@ -230,11 +234,20 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
             raise FormatError(f"{CONFIG} has {name} = {value!r}, a number is needed")
     if wanted != rank:
         raise FormatError(f"{module} has a rank of {rank} and {CONFIG} says {wanted}")
-    return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+    try:
+        return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+    except OverflowError:
+        raise FormatError(f"{CONFIG}: lora_alpha is no number that a scale can have") from None
 
 
 def _setting(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
-    for pattern, value in (config.get(key) or {}).items():
+    patterns = config.get(key) or {}
+    if not isinstance(patterns, Mapping):
+        raise FormatError(f"{CONFIG}: {key} is {type(patterns).__name__}, an object is needed")
+    for pattern, value in patterns.items():
+        if len(pattern) > MOST_PATTERN or _REPEATED_GROUP.search(pattern):
+            # Some such expressions take longer than anybody waits.
+            raise UnsupportedError(f"{CONFIG}: {key} has the pattern {pattern[:80]!r}")
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value

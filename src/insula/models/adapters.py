@@ -30,6 +30,17 @@ class Adapter:
     factors: Mapping[str, tuple[F32, F32]]
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the factors, as they are read and as the kernels hold them (down in panels of
+        16 rows)."""
+        read = sum(down.nbytes + up.nbytes for down, up in self.factors.values())
+        packed = sum(
+            -(-len(down) // 16) * 16 * down.shape[1] * 4 + -(-len(up) // 16) * 16 * up.shape[1] * 4
+            for down, up in self.factors.values()
+        )
+        return int(read + packed)
+
+    @property
     def digest(self) -> str:
         """The same for the same content: what it computes may be kept under it."""
         h = blake2b(digest_size=16)

@@ -14,8 +14,9 @@ from dataclasses import fields
 from functools import partial
 from typing import Literal
 
+from insula.errors import UnsupportedError
 from insula.models import rope
-from insula.models.checkpoint import Checkpoint, Dims
+from insula.models.checkpoint import OTHER_BACKEND, Checkpoint, Dims
 from insula.ops.graph import (
     Act,
     Activation,
@@ -190,6 +191,12 @@ class Block:
     ) -> list[Op]:
         """d = the chosen experts' sum, each `width` wide inside; s holds the router's scores."""
         d, p = self._d, self._prefix
+        if width % 16 or d.n_embd % 16:
+            raise UnsupportedError(
+                f"experts of {width} by {d.n_embd}: the native engine needs multiples of 16; "
+                f"{OTHER_BACKEND}",
+                backend="native",
+            )
         tensor, optional = self._ckpt.tensor, self._ckpt.optional
         return [
             self.linear("s", src, "ffn_gate_inp", out=count, width=d.n_embd),
@@ -205,6 +212,7 @@ class Block:
                 down_bias=optional(f"{p}.ffn_down_exps.bias", count, d.n_embd),
                 experts=count,
                 used=used,
+                width=width,
                 act=act,
             ),
         ]

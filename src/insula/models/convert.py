@@ -25,6 +25,7 @@ from insula.formats.ggml_types import GGMLType
 from insula.formats.gguf_writer import GGUFWriter
 from insula.formats.safetensors import SafetensorsFile
 from insula.models import convert_config, convert_pooling, packed4
+from insula.models.convert_config import need
 from insula.models.convert_experts import Planned
 from insula.models.convert_rules import GEMMA2, GEMMA3, Rules, gguf_name, rules_of
 from insula.models.convert_tokenizer import tokenizer_metadata
@@ -74,6 +75,8 @@ def convert(
     notes: list[str] = []
     if "text_config" in config:
         notes.append("the vision half of the model was left out")
+        if not isinstance(config["text_config"], dict):
+            raise FormatError("config.json has a text_config that is no object")
         config = {"quantization_config": config.get("quantization_config")} | config["text_config"]
     packing = packed4.packing(config)
 
@@ -186,7 +189,7 @@ def paired_heads(name: str, rules: Rules, config: Mapping[str, Any]) -> int:
     """How many heads of the tensor GGUF calls `name` have their rows reordered; 0: none."""
     if not rules.permute or not re.search(r"\.attn_[qk]\.", name):
         return 0
-    heads: int = config["num_attention_heads"]
+    heads = int(need(config, "num_attention_heads"))
     return config.get("num_key_value_heads") or heads if ".attn_k." in name else heads
 
 

@@ -114,6 +114,21 @@ def from_checkpoint(
 
     Raises UnsupportedError for a scheme that is not known here, FormatError for bad numbers.
     """
+    try:
+        with np.errstate(all="ignore"):
+            freqs, mscale = _stated(ckpt, n_rot=n_rot, base=base, layer=layer, whole=whole_pairs)
+    except (ZeroDivisionError, OverflowError):
+        freqs, mscale = np.full(1, np.nan), math.nan
+    if not (np.all(np.isfinite(freqs)) and np.all(freqs >= 0) and math.isfinite(mscale)):
+        raise FormatError(
+            f"{ckpt.arch}.rope.* (freq_base, scaling.*) give angles that are no numbers"
+        )
+    return freqs, mscale
+
+
+def _stated(
+    ckpt: Checkpoint, *, n_rot: int, base: float, layer: int | None, whole: bool
+) -> tuple[F64, float]:
     freqs = plain(n_rot, base)
     if switch(ckpt) is not None:
         return _longrope(ckpt, freqs)
@@ -163,7 +178,7 @@ def from_checkpoint(
                 ),
                 beta_fast=ckpt.number("rope.scaling.yarn_beta_fast", 32.0),
                 beta_slow=ckpt.number("rope.scaling.yarn_beta_slow", 1.0),
-                whole_pairs=whole_pairs,
+                whole_pairs=whole,
             )
             mscale = 1.0 if factor <= 1 else 1.0 + 0.1 * math.log(factor)
             return scaled, mscale * ckpt.number("rope.scaling.attn_factor", 1.0)

@@ -178,6 +178,7 @@ class Experts:
     down_bias: str | None = None
     experts: int
     used: int
+    width: int
     act: Activation | Literal["clamped_swiglu"] = "silu"
     among_used: bool = True
     scale: float = 1.0

@@ -158,6 +158,7 @@ class _Run(threading.Thread):
         # Reentrant: a finalizer may cancel while this thread holds it.
         self._lock = threading.RLock()
         self._break: Callable[[], None] | None = None
+        self._waits = False  # it holds one of the engine's turns
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._logprobs: list[TokenLogprob] = []
@@ -166,19 +167,35 @@ class _Run(threading.Thread):
         self._last = self._submitted
 
     def run(self) -> None:
+        self._engine._slots.acquire()
+        self._waits = True
         try:
-            with self._engine._slots:
-                if not self.done.is_set():
-                    self._talk()
+            if not self.done.is_set():
+                self._talk()
             self._end(self._reader.ended or "stop")
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits
             self._fail(error)
+        finally:
+            self._leave()
 
     def cancel(self) -> None:
-        """End now with what there is. Safe from any thread, and twice."""
+        """End now with what there is. Safe from any thread, and twice.
+
+        A server that has not begun to answer cannot be told: its connection ends when it does, or
+        when it has been silent too long. Nobody waits for that.
+        """
         self._end("cancelled")
         if self._break is not None:
             self._break()
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Let the next request have this one's turn."""
+        with self._lock:
+            waits, self._waits = self._waits, False
+        if waits:
+            self._engine._slots.release()
 
     def _talk(self) -> None:
         events = self._engine._server.events(self._route, self._body, opened=self._opened)

@@ -262,9 +262,10 @@ def _events(response: httpx2.Response) -> Iterator[bytes]:
     """The data of each event. Comments (": ping") and other fields are passed over."""
     rest = bytearray()
     data: list[bytes] = []
+    held = 0  # bytes of an event's lines so far
     for piece in response.iter_raw():
         rest += piece
-        if len(rest) > MAX_BYTES:
+        if len(rest) + held > MAX_BYTES:
             raise RemoteError(f"the server sent an event longer than {MAX_BYTES >> 20} MiB")
         *lines, last = bytes(rest).split(b"\n")
         rest = bytearray(last)
@@ -272,9 +273,10 @@ def _events(response: httpx2.Response) -> Iterator[bytes]:
             line = line.rstrip(b"\r")
             if line.startswith(b"data:"):
                 data.append(line[5:].removeprefix(b" "))
+                held += len(line)
             elif not line and data:
                 yield b"\n".join(data)
-                data = []
+                data, held = [], 0
     if data:
         yield b"\n".join(data)
 

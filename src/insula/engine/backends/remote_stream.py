@@ -51,7 +51,10 @@ class AnswerReader:
                 reasoning=_text(said.get("reasoning_content") or said.get("reasoning")),
                 logprobs=_logprobs(choice.get("logprobs")) if self._scored else (),
             )
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+            reason = choice.get("finish_reason")
+            if reason is not None and not isinstance(reason, str):
+                raise TypeError
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError):
             found = ", ".join(sorted(map(str, event)))[:100]
             raise RemoteError(
                 f"the server sent an event that is no piece of an answer (it has {found})"
@@ -60,9 +63,8 @@ class AnswerReader:
             self._note("the server called tools, which are not given back")
         if said.get("refusal"):
             self._note("the server refused to answer")
-        reason = choice.get("finish_reason")
         if reason is not None:
-            self.ended = _KNOWN_ENDS.get(str(reason), "stop")
+            self.ended = _KNOWN_ENDS.get(reason, "stop")
             if reason not in _KNOWN_ENDS:
                 self._note(f"the server ended the answer for the reason {str(reason)[:40]!r}")
         return piece
@@ -126,4 +128,6 @@ def _logprobs(found: Any) -> tuple[TokenLogprob, ...]:
 
 def _bytes(entry: Mapping[str, Any]) -> bytes:
     raw = entry.get("bytes")
+    if raw is not None and not isinstance(raw, list):
+        raise TypeError
     return bytes(raw) if raw else str(entry["token"]).encode()
