@@ -136,3 +136,30 @@ def test_formats_before_gguf_are_named_with_what_to_fetch(insula, tmp_path, comm
     assert name in line
     assert ".gguf" in line
     assert "insula pull" in line or "llama.cpp" in line
+
+
+def test_no_output_takes_an_inputs_place(insula, tiny, tmp_path):
+    """Even by force, and by whatever name: the model, its parts, a text, a matrix, an adapter."""
+    model = tmp_path / "model.gguf"
+    model.write_bytes(tiny.read_bytes())
+    page = tmp_path / "page.txt"
+    page.write_text("the island and the sea " * 200)
+    matrix = tmp_path / "m.imatrix"
+    paths = split(tiny, tmp_path)
+    folder = tmp_path / "folder"
+    assert insula("convert", str(model), str(folder)).returncode == 0
+    before = {p: p.read_bytes() for p in [model, page, *paths, *folder.iterdir()]}
+    m, t, first = str(model), str(page), str(paths[0])
+    for args in (
+        ("quantize", m, "o.gguf", "Q8_0", "--imatrix", t, "--save-imatrix", m, "-f"),
+        ("quantize", m, "o.gguf", "Q8_0", "--imatrix", t, "--save-imatrix", "o.gguf", "-f"),
+        ("quantize", m, t, "Q8_0", "--imatrix", t, "-f"),
+        ("quantize", m, t, "Q8_0", "--report", "--text", t, "-f"),
+        ("quantize", first, str(paths[1]), "Q8_0", "-f"),
+        ("merge", m, t, t, "-f"),
+        ("merge", str(folder), t, str(folder / "model.safetensors"), "-f"),
+        ("convert", str(folder), str(folder / "config.json"), "-f"),
+    ):
+        assert "that were given" in failed(insula(*args), 2), args
+    assert {p: p.read_bytes() for p in before} == before
+    assert not matrix.exists()

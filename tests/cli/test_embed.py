@@ -31,10 +31,15 @@ def test_one_array_a_text(insula, paths):
 
 
 def test_lines_of_standard_input(insula, paths):
-    piped = insula("embed", paths["mean"], "--json", stdin="the cat\n\na dog\n")
+    piped = insula("embed", paths["mean"], "--json", stdin="the cat\r\na dog\n")
     found = json.loads(piped.stdout)
     assert found == json.loads(insula("embed", paths["mean"], "the cat", "a dog", "--json").stdout)
     assert (found["dimensions"], len(found["embeddings"]), found["truncated"]) == (WIDTH, 2, [])
+    # The answer's order is the lines': none may be left out, and other separators end none.
+    empty = insula("embed", paths["mean"], stdin="the cat\n\na dog\n")
+    assert "line 2 is empty" in failed(empty, 2)
+    one = insula("embed", paths["mean"], "-q", stdin="the cat\u2028a dog\n")
+    assert len(one.stdout.splitlines()) == 1
 
 
 def test_too_long(insula, paths):

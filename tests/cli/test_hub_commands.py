@@ -103,7 +103,7 @@ def test_a_modelfile_from_a_pipe_and_one_that_is_not_there(insula, here):
 
 def test_an_adapter_is_refused_when_it_would_run(insula, here):
     (here / "Modelfile").write_text("FROM tiny.gguf\nADAPTER tiny.gguf\n")
-    assert "cannot run until" in insula("create", "mine").stderr
+    assert "not run by its name" in insula("create", "mine").stderr
     assert "LoRA" in failed(insula("run", "mine", "hi"), 1)
 
 

@@ -214,3 +214,39 @@ def test_a_saved_page_has_nothing_behind_its_tokens(tiny_model: Path, kv_type, t
     kept = saved[0][1] != 0
     assert np.array_equal(whole[kept], saved[0][1][kept])
     runner.close()
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "int8"])
+def test_a_value_beyond_float16_does_not_reach_rows_before_it(kv_type, tmp_path) -> None:
+    """Rows that do not see it have their own numbers, though they share a kernel's tile with one
+    that does."""
+    wanted = golden.load("llama")
+    with open_model(golden.load("llama").write(tmp_path)) as model:
+        graph = model.graph
+        runner = NativeRunner(graph, Loud(model.gguf), n_pages=1, threads=1, kv_type=kv_type)
+        ids = wanted.ids[:5].astype(np.int32)
+        at, table = np.arange(5), [np.zeros(1, np.int32)]
+        together = runner.step(ids, at, at * 0, table, at)
+        for i in range(5):
+            alone = runner.step(ids[i : i + 1], [i], [0], table, [0])
+            assert np.array_equal(alone[0], together[i])
+            assert np.isfinite(alone).all()
+        runner.close()
+
+
+class Loud:
+    """A model whose first layer's values are large: some go beyond what float16 holds."""
+
+    def __init__(self, gguf) -> None:
+        self._gguf = gguf
+
+    def __getattr__(self, name):
+        return getattr(self._gguf, name)
+
+    def data(self, name):
+        data = self._gguf.data(name)
+        if name == "blk.0.attn_v.weight":
+            values = data.view(np.float32).copy()
+            values *= 30000
+            return values.view(np.uint8)
+        return data

@@ -10,7 +10,7 @@ import pytest
 from golden.golden import load
 from insula import LLM
 from insula.engine.quality import builtin_text, compare, log_softmax
-from insula.errors import ConfigError
+from insula.errors import ConfigError, UnsupportedError
 from insula.formats.gguf import GGUFFile
 from insula.formats.gguf_writer import GGUFWriter
 from insula.models.load import open_model
@@ -87,3 +87,18 @@ def test_the_builtin_text_is_there() -> None:
     assert "En un lugar de la Mancha" in text
     assert "def " in text
     assert len(text) > 5000
+
+
+def test_models_that_give_no_logits_are_refused(tmp_path: Path) -> None:
+    path = load("bert").write(tmp_path)
+    with pytest.raises(UnsupportedError, match="gives no logits"):
+        compare(path, path, "the island")
+
+
+def test_a_model_of_few_positions(tmp_path: Path) -> None:
+    """GPT-2's learned positions end with its context: what is timed lies within them."""
+    path = load("gpt2").write(tmp_path)
+    found = compare(path, path, "the island " * 300)
+    assert found.window == 80
+    assert found.kl_mean == 0
+    assert found.decode_tokens_per_second > 0

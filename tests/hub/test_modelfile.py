@@ -209,7 +209,7 @@ def test_an_adapter_is_kept_and_running_is_refused(base, tmp_path):
     created = create("mine", parse("FROM base.gguf\nADAPTER ./lora.gguf"), folder=tmp_path)
     (layer,) = created.manifest.of_kind("adapter")
     assert layer.sha256 == hashlib.sha256(b"GGUF lora").hexdigest()
-    assert any("LoRA" in note for note in created.notes)
+    assert any("insula merge" in note for note in created.notes)
     with pytest.raises(UnsupportedError, match="insula merge"):
         defaults.of(created.manifest)
     (tmp_path / "lora.gguf").write_bytes(b"not an adapter")

@@ -9,6 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
+from insula.cli.inputs import not_an_input
 from insula.cli.output import is_terminal, say, say_json, size
 from insula.config import parse_size
 from insula.errors import ConfigError
@@ -49,6 +50,7 @@ def convert(
                 raise ConfigError(text("convert.shard_is_for_folders", path=source))
             if target.exists() and not target.is_dir() and not force:
                 raise ConfigError(text("convert.file_exists", path=target))
+            not_an_input(target, Path(source))
             from insula.models.convert import convert as to_gguf
 
             notes = to_gguf(source, target, dtype=kind, overwrite=force, progress=bar)

@@ -107,7 +107,13 @@ def _vectors(
 
 
 def _lines() -> list[str]:
-    """Standard input, a text a line; lines of nothing but space are left out."""
+    """Standard input, a text a line, so that the answer's order is the lines'."""
     if stdin_is_terminal():
         raise ConfigError(text("embed.no_text"))
-    return [line for line in read_stdin().splitlines() if line.strip()]
+    lines = [line.removesuffix("\r") for line in read_stdin().removesuffix("\n").split("\n")]
+    for number, line in enumerate(lines, 1):
+        if not line.strip() and len(lines) > 1:
+            raise ConfigError(text("embed.empty_line", line=number))
+    if not lines[0].strip():
+        raise ConfigError(text("embed.no_text"))
+    return lines

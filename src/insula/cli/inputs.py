@@ -62,6 +62,23 @@ def read_text(path: Path) -> str:
         raise ConfigError(text("cli.file_not_utf8", path=path, at=error.start)) from None
 
 
+def not_an_input(target: Path, *given: Path | None) -> None:
+    """Raise ConfigError if writing `target` would destroy something that was given: that file
+    itself, whatever it is called, another part of it, or what lies in that folder."""
+    from insula.formats.gguf_split import siblings
+
+    for path in given:
+        if path is None:
+            continue
+        inside = path.is_dir() and target.resolve().is_relative_to(path.resolve())
+        if (
+            (inside and target.exists())
+            or target.absolute() == path.absolute()
+            or (target.exists() and any(p.exists() and target.samefile(p) for p in siblings(path)))
+        ):
+            raise ConfigError(text("cli.target_is_input", path=target))
+
+
 def something_is_piped_in() -> bool:
     """Whether standard input is a pipe or a file, and not a terminal or nothing."""
     try:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from insula.cli.inputs import not_an_input
 from insula.cli.output import is_terminal, say, say_json, size
 from insula.errors import ConfigError
 from insula.hub.resolve import resolve
@@ -39,6 +40,7 @@ def merge(
     path = resolve(base) if folder is None else folder
     if target.exists() and target.samefile(path):
         raise ConfigError(text("merge.same_file", path=target))
+    not_an_input(target, path, Path(adapter))
     from insula.models.merge import merge as add
 
     notes: tuple[str, ...] = ()

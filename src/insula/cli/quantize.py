@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from insula.cli.inputs import read_text, within
+from insula.cli.inputs import not_an_input, read_text, within
 from insula.cli.output import facts, is_terminal, say, say_json, size
 from insula.engine.load import MAX_THREADS
 from insula.errors import ConfigError, QualityError
@@ -70,6 +70,9 @@ def quantize(
         raise ConfigError(text("quantize.save_without_imatrix"))
     path = resolve(source)
     _check_target(target, path, force=force)
+    not_an_input(target, path, imatrix, measured_on)
+    if save_imatrix is not None:
+        not_an_input(save_imatrix, path, imatrix, measured_on, target)
     if compares:
         from insula.engine.quality import MOST_WINDOWS, builtin_text
         from insula.models.load import open_model

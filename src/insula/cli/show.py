@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import typer
 
 from insula.cli.output import facts, number, say, say_json, size
 from insula.config import settings
-from insula.errors import ConfigError, InsulaError
+from insula.errors import ConfigError, FormatError, InsulaError, NotFoundError
 from insula.formats.gguf import GGUFFile
 from insula.hub import advice
 from insula.hub.advice import Memory, Needs
@@ -49,7 +50,7 @@ def show(
         return
     if ctx is not None and ctx < 1:
         raise ConfigError(text("show.bad_ctx", value=ctx))
-    with GGUFFile.open(located.path, allow_split=True) as file:
+    with _opened(located.path) as file:
         if template and as_json:
             say_json({"template": _template(file.metadata)})
             return
@@ -73,6 +74,14 @@ def show(
                     for name, info in file.tensors.items()
                 )
             )
+
+
+def _opened(path: Path) -> GGUFFile:
+    """All parts of a model in several files; one part alone where the others are not here."""
+    try:
+        return GGUFFile.open(path)
+    except (FormatError, NotFoundError):
+        return GGUFFile.open(path, allow_split=True)
 
 
 def _modelfile(located: Located) -> str:

@@ -15,6 +15,7 @@ vocabularies differ. Needs memory for both models and a few rows of logits.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,8 +28,9 @@ from numpy.typing import NDArray
 
 from insula.engine.importance import WINDOW, windows
 from insula.engine.runner import PAGE_TOKENS, NativeRunner
-from insula.errors import ConfigError, EngineError
+from insula.errors import ConfigError, EngineError, UnsupportedError
 from insula.models.load import open_model
+from insula.ops.graph import Logits
 
 #: Windows that are compared at most where nobody says otherwise.
 MOST_WINDOWS = 32
@@ -91,6 +93,13 @@ def compare(
                 f"the source has {first.graph.n_vocab} tokens and the other model "
                 f"{second.graph.n_vocab}; only models of one vocabulary can be compared"
             )
+        for model in (first, second):
+            if not isinstance(model.graph.ops[-1], Logits):
+                raise UnsupportedError(
+                    f"{model.gguf.path.name} gives no logits (it is a model for embeddings); there "
+                    "is nothing to compare",
+                    backend="native",
+                )
         window = min(window, first.graph.n_ctx_train, second.graph.n_ctx_train)
         every = windows(first, text, window=window)
         parts = every[:most]
@@ -172,8 +181,9 @@ def _speed(runner: NativeRunner, ids: Sequence[int]) -> float:
     """Tokens a second of one sequence that goes on after `ids`: the median step."""
     table, zero = np.arange(runner.n_pages, dtype=np.int32), np.zeros(1, np.int32)
     seconds = []
-    for at in range(len(ids), len(ids) + WARM + TIMED):
+    first = min(len(ids), max(0, runner.graph.n_ctx_train - WARM - TIMED))
+    for at in range(first, min(first + WARM + TIMED, runner.graph.n_ctx_train)):
         begun = time.perf_counter()
         runner.step(ids[-1:], [at], zero, [table], zero)
         seconds.append(time.perf_counter() - begun)
-    return 1.0 / float(np.median(seconds[WARM:]))
+    return 1.0 / float(np.median(seconds[WARM:] or seconds or [math.inf]))

@@ -38,6 +38,16 @@ def paths_of_parts(path: Path, count: int) -> list[Path]:
     return paths
 
 
+def siblings(path: Path) -> list[Path]:
+    """The files beside `path` that its name says belong to it, itself among them."""
+    match = _NAME.fullmatch(path.name)
+    if match is None or not path.parent.is_dir():
+        return [path]
+    names = (_NAME.fullmatch(other.name) for other in path.parent.iterdir())
+    found = [n.string for n in names if n and (n[1], n[3]) == (match[1], match[3])]
+    return [path.with_name(name) for name in found] or [path]
+
+
 def check_part(path: Path, metadata: Mapping[str, Any], *, number: int, count: int) -> None:
     """Raise FormatError unless the file says that it is this part of so many."""
     found = metadata.get("split.no"), metadata.get("split.count")

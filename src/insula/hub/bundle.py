@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from insula.errors import ChecksumError, FormatError, NotFoundError
+from insula.errors import ChecksumError, ConfigError, FormatError, NotFoundError
 from insula.hub import arrival, catalog, lockfile, signatures
 from insula.hub import manifest as documents
 from insula.hub.manifest import Manifest
@@ -64,6 +64,9 @@ def export(
         "blobs": {sha256: size for sha256, (_, size) in files.items()},
         "models": [{"schema": documents.SCHEMA, **asdict(m)} for m in manifests.values()],
     }
+    for path, _ in files.values():
+        if target.exists() and target.samefile(path):
+            raise ConfigError(text("cli.target_is_input", path=target))
     head = json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
     need_space(target.parent, sum(size for _, size in files.values()))
     try:

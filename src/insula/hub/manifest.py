@@ -118,9 +118,15 @@ def decode(data: bytes) -> Manifest:
         raise ValueError("nested too deeply") from None
 
 
+def _encodes(value: object) -> None:
+    """Raise ValueError for half a character (a lone surrogate) anywhere: no file could hold it."""
+    json.dumps(value, ensure_ascii=False).encode()
+
+
 def from_plain(raw: object) -> Manifest:
     """The manifest that a JSON document says. Raises ValueError."""
     document = _mapping(raw)
+    _encodes(document)
     schema = document.pop("schema", None)
     if schema not in (1, SCHEMA) or isinstance(schema, bool):
         raise ValueError("schema")

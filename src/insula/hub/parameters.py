@@ -111,7 +111,10 @@ def _set(sampling: SamplingParams, name: str, value: Any) -> SamplingParams | in
     if name == "seed" and value < 0:
         value = None
     if name == "stop":
-        value = tuple([value] if isinstance(value, str) else value)
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, list | tuple) or not all(isinstance(v, str) for v in listed):
+            raise refused
+        value = tuple(listed)
     try:
         changed = dataclasses.replace(sampling, **{name: value})
         validate(changed)

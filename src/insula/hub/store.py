@@ -250,7 +250,7 @@ class ModelStore:
                 part
                 for top in self.partial.glob("*")
                 if top.name.split(".")[0] not in busy
-                for part in (top.rglob("*") if top.is_dir() else [top])
+                for part in (top.rglob("*") if top.is_dir() and not top.is_symlink() else [top])
             ]
             for path in (*blobs, *parts):
                 with suppress(OSError):

@@ -24,6 +24,7 @@ TEXTS = {
     "file_not_utf8": "{path} is not valid UTF-8 (at byte {at}); is it text?",
     "file_too_long": "{path} is longer than {limit} MB; give a part of it",
     "out_of_range": "{option} must be from {low} to {high}, not {value}",
+    "target_is_input": "{path} is one of the files that were given, or lies among them; name another one to write",
     "completion_installed": "the completion for {shell} is installed in {path}; it works once the terminal is opened again",
     "completion_unknown": "there is no completion for this shell ({shell}); there is for {known}",
 }

@@ -24,6 +24,7 @@ TEXTS = {
     "file_not_utf8": "{path} no es UTF-8 válido (en el byte {at}); ¿es texto?",
     "file_too_long": "{path} supera los {limit} MB; da una parte",
     "out_of_range": "{option} debe estar entre {low} y {high}, no ser {value}",
+    "target_is_input": "{path} es uno de los ficheros que se dieron, o está entre ellos; nombra otro para escribir",
     "completion_installed": "el autocompletado de {shell} está instalado en {path}; funcionará cuando vuelvas a abrir el terminal",
     "completion_unknown": "no hay autocompletado para este intérprete ({shell}); lo hay para {known}",
 }
