@@ -106,3 +106,27 @@ def test_names_and_refusals(base: Path, tmp_path: Path) -> None:
     other = golden.load("qwen3").write(tmp_path)
     with pytest.raises(FormatError, match="for 'llama'"):
         LLM(other, adapters=[path])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rank_pattern": {"(.*)*(.*)*(.*)*(.*)*(.*)*zz": 4}},
+        {"rank_pattern": ["q_proj"]},
+        {"alpha_pattern": "q_proj"},
+        {"lora_alpha": 10**400},
+        {"lora_alpha": 1e300},
+    ],
+)
+def test_a_folder_that_lies_is_a_typed_error_at_once(base: Path, tmp_path: Path, change) -> None:
+    folder = peft_adapter(base, tmp_path / "p", 1)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises((FormatError, UnsupportedError)):
+        LLM(base, adapters=[folder])
+
+
+def test_models_for_embeddings_take_no_adapters(base: Path, tmp_path: Path) -> None:
+    path = gguf_adapter(base, tmp_path / "mine.gguf", 1)
+    with pytest.raises(UnsupportedError, match="insula merge"):
+        LLM(golden.load("bert").write(tmp_path), adapters=[path])

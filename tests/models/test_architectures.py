@@ -507,3 +507,29 @@ def test_ollamas_names_of_gemmas_rotary_bases():
     ropes = ops_of(build_graph(source), Rope)
     np.testing.assert_allclose(ropes[0].freqs, rope.plain(8, 2e4))
     np.testing.assert_allclose(ropes[10].freqs, rope.plain(8, 1e6))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope.freq_base": 1.0, "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 1e-320},
+        {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.yarn_beta_fast": 1e-320,
+        },
+    ],
+)
+def test_angles_that_are_no_numbers(changes):
+    source = Source("llama")
+    source.metadata |= {f"llama.{key}": value for key, value in changes.items()}
+    with pytest.raises(FormatError, match="angles that are no numbers"):
+        build_graph(source)
+
+
+def test_experts_whose_panels_would_be_shared_go_to_another_backend():
+    source = Source("qwen3moe")
+    source.metadata["qwen3moe.expert_feed_forward_length"] = 24
+    with pytest.raises(UnsupportedError, match="multiples of 16"):
+        build_graph(source)
