@@ -2,8 +2,8 @@
 
 A Modelfile's TEMPLATE counts where it is Jinja or the name of a chat format. One for Ollama is in
 Go's template language, whose meaning depends on Ollama's own code: it is kept, not used, and that
-is said; the template in the model's file is used as ever. A model with an adapter is refused: no
-engine here applies one, and without it the answers would be another model's.
+is said; the template in the model's file is used as ever. A model with an adapter is refused: it
+is not applied by the model's name, and without it the answers would be another model's.
 """
 
 from __future__ import annotations
