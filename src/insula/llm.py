@@ -27,7 +27,7 @@ from insula.engine.stream import Stream
 from insula.errors import ConfigError, UnsupportedError
 from insula.given import Adapters, Prompt, named_adapters, plain_ids, prompts
 from insula.llm_embeddings import EmbeddingMethods
-from insula.types import Completion, Message, ModelInfo, SamplingParams
+from insula.types import Activity, Completion, Message, ModelInfo, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -227,6 +227,19 @@ class LLM(EmbeddingMethods):
         """Most tokens of prompt and completion together; 0 where a server does not say."""
         return self._engine.n_ctx
 
+    @property
+    def template_source(self) -> str | None:
+        """The chat template that holds where none is given; None where there is none, or the
+        backend has it to itself."""
+        if "conversation" in self._engine.takes:
+            return None
+        return self._defaults.template or self.tokenizer.chat_template
+
+    @property
+    def activity(self) -> Activity | None:
+        """What runs and waits at this moment; None where the backend does not say."""
+        return getattr(self._engine, "activity", None)
+
     @overload
     def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
@@ -293,21 +306,26 @@ class LLM(EmbeddingMethods):
         use_cache: bool = True,
         salt: str = "",
         adapter: str | None = None,
+        prompt_logprobs: int | None = None,
         **options: Any,
     ) -> Stream:
         """As `generate` of one prompt, chunk by chunk. Closing or dropping the stream cancels.
 
+        prompt_logprobs: also score the prompt's own tokens, each with so many alternatives; they
+            are the completion's `prompt_logprobs`. Nothing then comes from the prefix cache.
         Errors of the request are raised here, before the first chunk is asked for.
         """
         listed, one = prompts(prompt, self._encoded)
         if not one:
             raise ConfigError("stream takes one prompt; open a stream for each")
-        names = ("overflow", "use_cache", "salt", "adapter")
+        names = ("overflow", "use_cache", "salt", "adapter", "prompt_logprobs")
         sampling = sampling_params(self._base(params), options, others=names)
         request = self._request(
             listed[0], sampling, overflow, use_cache=use_cache, salt=salt, adapter=adapter
         )
-        return Stream(self._engine.submit(request))
+        if prompt_logprobs is None:
+            return Stream(self._engine.submit(request))
+        return self._scored(request, prompt_logprobs)
 
     def chat(
         self,
@@ -459,6 +477,22 @@ class LLM(EmbeddingMethods):
             raise ConfigError(f"text: found {type(text).__name__}; allowed is a str")
         return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
 
+    def count_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Tokens that a conversation is as `chat` would ask it. Raises ConfigError, TemplateError,
+        UnsupportedError (the backend has the template to itself)."""
+        from insula.chat import prompt as chat_prompt
+
+        if "conversation" in self._engine.takes:
+            require(self._engine.name, "tokenizer")
+        given = self._with_defaults(chat_prompt.plain_messages(messages))
+        return len(self._chat_format(None, tools, template_arguments).prompt(given).ids)
+
     def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of ids; U+FFFD where they do not make whole characters. Raises TokenizerError."""
         return self.tokenizer.decode(plain_ids(ids), skip_special=skip_special)
@@ -569,6 +603,20 @@ class LLM(EmbeddingMethods):
             adapter=adapter,
             use_cache=use_cache,
             notes=(*self.model_info.notes, *notes),
+        )
+
+    def _scored(self, request: Request, top: int) -> Stream:
+        """The request, and what the model makes of its prompt."""
+        from insula.engine.scoring import PromptLogprobs
+
+        require(self._engine.name, "logits")
+        if isinstance(top, bool) or not isinstance(top, int) or not 0 <= top <= self._engine.n_vocab:
+            allowed = f"None, or 0 to {self._engine.n_vocab}"
+            raise ConfigError(f"prompt_logprobs: found {top!r}; allowed: {allowed}")
+        prompt = PromptLogprobs(self.tokenizer, request.ids, top=top)
+        return Stream(
+            self._engine.submit(dataclasses.replace(request, on_prompt_logits=prompt.take)),
+            on_end=lambda whole: dataclasses.replace(whole, prompt_logprobs=prompt.found),
         )
 
     def _chat_format(
