@@ -610,7 +610,11 @@ class LLM(EmbeddingMethods):
         from insula.engine.scoring import PromptLogprobs
 
         require(self._engine.name, "logits")
-        if isinstance(top, bool) or not isinstance(top, int) or not 0 <= top <= self._engine.n_vocab:
+        if (
+            isinstance(top, bool)
+            or not isinstance(top, int)
+            or not 0 <= top <= self._engine.n_vocab
+        ):
             allowed = f"None, or 0 to {self._engine.n_vocab}"
             raise ConfigError(f"prompt_logprobs: found {top!r}; allowed: {allowed}")
         prompt = PromptLogprobs(self.tokenizer, request.ids, top=top)

@@ -75,8 +75,10 @@ def test_count_tokens(client, llm):
 )
 def test_errors_in_their_shape(client, asked, named):
     with pytest.raises(anthropic.BadRequestError, match=named) as caught:
-        client.messages.create(**{**ASKED, **{k: v for k, v in asked.items() if k != "container"}},
-                               extra_body={k: v for k, v in asked.items() if k == "container"})
+        client.messages.create(
+            **{**ASKED, **{k: v for k, v in asked.items() if k != "container"}},
+            extra_body={k: v for k, v in asked.items() if k == "container"},
+        )
     assert caught.value.body["error"]["type"] == "invalid_request_error"
 
 

@@ -52,7 +52,9 @@ def answer(connection: socket.socket) -> bytes:
             data += piece
             if b"\r\n\r\n" in data and b"transfer-encoding: chunked" not in data.lower():
                 before, _, after = data.partition(b"\r\n\r\n")
-                lengths = [h for h in before.lower().split(b"\r\n") if h.startswith(b"content-length")]
+                lengths = [
+                    h for h in before.lower().split(b"\r\n") if h.startswith(b"content-length")
+                ]
                 if lengths and len(after) >= int(lengths[0].split(b":")[1]):
                     break
     return data

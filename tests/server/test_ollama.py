@@ -99,7 +99,10 @@ def test_what_is_not_used_is_said_and_what_is_not_there_refused(client, served):
     asked = {"model": "tiny", "messages": MESSAGES, "stream": False}
     options = {**FIXED, "num_gpu": 1, "num_thread": 2}
     answer = served.http.post("/api/chat", json={**asked, "options": options}).json()
-    assert [note.split()[0] for note in answer["notes"]] == ["options.num_gpu", "options.num_thread"]
+    assert [note.split()[0] for note in answer["notes"]] == [
+        "options.num_gpu",
+        "options.num_thread",
+    ]
     for wrong, named in (
         ({"tfs_z": 1}, "tfs_z"),
         ({"mirostat": 1}, "mirostat"),
@@ -139,7 +142,9 @@ def test_embed_and_its_older_form(client, files):
     found = client.embed("encoder", texts)
     assert np.array_equal(np.array(found.embeddings, np.float32), own)
     assert found.prompt_eval_count > 4
-    assert np.array_equal(np.array(client.embed("encoder", texts[1]).embeddings, np.float32)[0], own[1])
+    assert np.array_equal(
+        np.array(client.embed("encoder", texts[1]).embeddings, np.float32)[0], own[1]
+    )
     old = client.embeddings("encoder", texts[0])
     assert np.array_equal(np.array(old.embedding, np.float32), own[0])
     assert client.embed("encoder", "cat " * 400).embeddings  # cut, as Ollama does

@@ -78,9 +78,7 @@ def test_n_samples_have_the_seeds_that_follow(client, llm):
     several = client.chat.completions.create(
         model="tiny", messages=MESSAGES, max_tokens=8, n=3, seed=7, temperature=1
     )
-    own = [
-        llm.chat(MESSAGES, max_tokens=8, seed=seed, temperature=1).text for seed in (7, 8, 9)
-    ]
+    own = [llm.chat(MESSAGES, max_tokens=8, seed=seed, temperature=1).text for seed in (7, 8, 9)]
     assert [choice.message.content for choice in several.choices] == own
     assert [choice.index for choice in several.choices] == [0, 1, 2]
     assert several.usage.completion_tokens == 24
@@ -146,9 +144,7 @@ def test_stop_bias_and_penalties_reach_the_sampler(client, llm):
     assert banned.choices[0].message.content == own.text
     asked = {"max_tokens": 16, "seed": 3, "frequency_penalty": 1.5, "presence_penalty": 0.5}
     extra = {"top_k": 5, "min_p": 0.1, "repeat_penalty": 1.3, "repeat_last_n": 8, "typical_p": 0.9}
-    one = client.chat.completions.create(
-        model="tiny", messages=MESSAGES, **asked, extra_body=extra
-    )
+    one = client.chat.completions.create(model="tiny", messages=MESSAGES, **asked, extra_body=extra)
     assert one.choices[0].message.content == llm.chat(MESSAGES, **asked, **extra).text
     text = llm.chat(MESSAGES, max_tokens=16, seed=3).text
     stopped = client.chat.completions.create(
@@ -332,7 +328,7 @@ def test_headers_say_who_answered(client):
 def test_what_is_wrong_is_named(client, asked, named):
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(
-            **{"model": "tiny", "messages": MESSAGES, "max_tokens": 2}, extra_body=asked
+            model="tiny", messages=MESSAGES, max_tokens=2, extra_body=asked
         )
     assert caught.value.param == named
     assert named in caught.value.message
@@ -341,7 +337,12 @@ def test_what_is_wrong_is_named(client, asked, named):
 def test_what_asks_for_nothing_is_no_error(client):
     asked = {"store": False, "tools": [], "response_format": {"type": "text"}, "audio": None}
     client.chat.completions.create(
-        model="tiny", messages=MESSAGES, max_tokens=2, user="u", metadata={"a": "b"}, extra_body=asked
+        model="tiny",
+        messages=MESSAGES,
+        max_tokens=2,
+        user="u",
+        metadata={"a": "b"},
+        extra_body=asked,
     )
 
 
@@ -364,9 +365,7 @@ def test_a_context_that_is_too_small_says_both_numbers(client, llm):
     assert exact.usage.total_tokens == 512
     for extra, needed in ((1, 513), (512, 1024)):
         with pytest.raises(openai.BadRequestError, match=f"{needed} tokens .* holds 512") as caught:
-            client.chat.completions.create(
-                model="tiny", messages=MESSAGES, max_tokens=room + extra
-            )
+            client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=room + extra)
         assert caught.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError, match="holds 512"):
         client.completions.create(model="tiny", prompt=[5] * 5120, max_tokens=1)

@@ -65,7 +65,10 @@ def serve(
         from insula.server.options import ServeOptions
     except ModuleNotFoundError as error:
         raise UnsupportedError(text("serve.no_extra", module=error.name)) from error
-    for name, value, least in (("--max-running", max_running, 1), ("--max-waiting", max_waiting, 0)):
+    for name, value, least in (
+        ("--max-running", max_running, 1),
+        ("--max-waiting", max_waiting, 0),
+    ):
         if not least <= value <= 10_000:
             raise ConfigError(text("serve.bad_count", name=name, value=value, least=least))
     if not run.is_loopback(host) and not allow_open:

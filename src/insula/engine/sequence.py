@@ -203,7 +203,9 @@ class Output:
             time_to_first_token=self._first - self._submitted if self._first is not None else 0.0,
             prompt_tokens_per_second=(seq.n_prompt - cached) / prefill if prefill > 0 else 0.0,
             decode_tokens_per_second=(n - 1) / decode if n > 1 and decode > 0 else 0.0,
-            queue_seconds=max(0.0, (now if self.started is None else self.started) - self._submitted),
+            queue_seconds=max(
+                0.0, (now if self.started is None else self.started) - self._submitted
+            ),
             dropped_turns=request.dropped_turns,
             dropped_tokens=request.dropped_tokens,
             draft_proposed=seq.draft_proposed,

@@ -87,7 +87,9 @@ async def messages(request: Request) -> Response:
             [completion] = await job.whole([answer])
             content: list[dict[str, Any]] = []
             if completion.reasoning:
-                content.append({"type": "thinking", "thinking": completion.reasoning, "signature": ""})
+                content.append(
+                    {"type": "thinking", "thinking": completion.reasoning, "signature": ""}
+                )
             content.append({"type": "text", "text": completion.text})
             await wire.whole(
                 {

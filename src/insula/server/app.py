@@ -154,5 +154,7 @@ async def _not_there(request: Request, error: Exception) -> Response:
         response.headers["Allow"] = ", ".join(allowed)
         return response
     if error.status_code == 404:
-        return errors.response(whose, Refusal(404, "there is nothing at this path", code="no_route"))
+        return errors.response(
+            whose, Refusal(404, "there is nothing at this path", code="no_route")
+        )
     return errors.response(whose, Refusal(error.status_code, str(error.detail)))

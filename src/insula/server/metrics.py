@@ -43,7 +43,10 @@ class Metrics:
             "insula_refused", "Requests sent away unanswered", ["reason"], registry=registry
         )
         self.ended = Counter(
-            "insula_answers", "Answers by their end: ended, left, stalled", ["end"], registry=registry
+            "insula_answers",
+            "Answers by their end: ended, left, stalled",
+            ["end"],
+            registry=registry,
         )
         tokens = "Tokens of prompts, of them from the prefix cache, and of completions"
         self.tokens = Counter("insula_tokens", tokens, ["model", "kind"], registry=registry)
@@ -108,7 +111,9 @@ class _Gauges(Collector):
         most.add_metric([], self._admission.capacity)
         yield most
         batch = GaugeMetricFamily(
-            "insula_sequences", "In the engine: running in the batch, or queued", labels=["model", "state"]
+            "insula_sequences",
+            "In the engine: running in the batch, or queued",
+            labels=["model", "state"],
         )
         pages = GaugeMetricFamily(
             "insula_kv_pages", "Pages of KV cache by use", labels=["model", "state"]

@@ -49,7 +49,9 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
-        raise ConfigError(f"host: found {host[:80]!r}; allowed is an address of this machine") from None
+        raise ConfigError(
+            f"host: found {host[:80]!r}; allowed is an address of this machine"
+        ) from None
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     try:

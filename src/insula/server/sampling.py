@@ -92,5 +92,3 @@ def _token(written: str) -> int:
         message = f"logit_bias: found {written[:40]!r}; allowed are token ids"
         raise Refusal(400, message, code="invalid_value", param="logit_bias")
     return int(written)
-
-

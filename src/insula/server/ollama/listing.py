@@ -150,7 +150,11 @@ def _short(count: int) -> str:
     """134.5M, 1.07B."""
     for unit, power in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if count >= power:
-            return f"{count / power:.3g}{unit}" if count < 100 * power else f"{count / power:.1f}{unit}"
+            return (
+                f"{count / power:.3g}{unit}"
+                if count < 100 * power
+                else f"{count / power:.1f}{unit}"
+            )
     return str(count)
 
 

@@ -31,7 +31,9 @@ def nanoseconds(seconds: float) -> int:
 class Reply:
     """One answer. notes: what was asked and is not used."""
 
-    def __init__(self, job: Generation, piece: Piece, *, top: int | None, notes: Sequence[str]) -> None:
+    def __init__(
+        self, job: Generation, piece: Piece, *, top: int | None, notes: Sequence[str]
+    ) -> None:
         self._job = job
         self._piece = piece
         self._top = top
@@ -87,9 +89,7 @@ class Reply:
             "total_duration": nanoseconds(time.perf_counter() - self._job.began),
             "load_duration": nanoseconds(self._job.load_seconds),
             "prompt_eval_count": report.prompt_tokens,
-            "prompt_eval_duration": nanoseconds(
-                report.time_to_first_token - report.queue_seconds
-            ),
+            "prompt_eval_duration": nanoseconds(report.time_to_first_token - report.queue_seconds),
             "eval_count": report.completion_tokens,
             "eval_duration": nanoseconds(_decoding(report)),
         }

@@ -88,7 +88,9 @@ def fetchable(name: str) -> str:
     parts = parse_store_name(name).parts
     if len(parts) > 2:
         raise ConfigError(f"model: found {name[:80]!r}; allowed are names such as llama3.2:1b")
-    return f"{REGISTRY_HOSTS[0]}/{name}" if len(parts) == 2 else f"{REGISTRY_HOSTS[0]}/library/{name}"
+    return (
+        f"{REGISTRY_HOSTS[0]}/{name}" if len(parts) == 2 else f"{REGISTRY_HOSTS[0]}/library/{name}"
+    )
 
 
 async def copy(request: Request) -> Response:

@@ -24,7 +24,6 @@ from insula.server.thinking import template_arguments
 from insula.server.wire import Wire
 from insula.types import Completion, Report
 
-
 #: What says what the answer must be.
 CONSTRAINTS = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "grammar"}
 

@@ -41,9 +41,7 @@ async def embeddings(request: Request) -> Response:
 
     async def work(wire: Wire) -> None:
         async with generation(request, wire, body.model) as job:
-            found = await embedded(
-                job, texts, truncate=body.truncate, dimensions=body.dimensions
-            )
+            found = await embedded(job, texts, truncate=body.truncate, dimensions=body.dimensions)
             tokens = found.report.tokens
             usage: dict[str, Any] = {"prompt_tokens": tokens, "total_tokens": tokens}
             if found.report.truncated:
@@ -52,9 +50,7 @@ async def embeddings(request: Request) -> Response:
                 {"object": "embedding", "index": i, "embedding": _written(v, body.encoding_format)}
                 for i, v in enumerate(found.vectors)
             ]
-            await wire.whole(
-                {"object": "list", "data": data, "model": job.name, "usage": usage}
-            )
+            await wire.whole({"object": "list", "data": data, "model": job.name, "usage": usage})
 
     return answering(request, "openai", work)
 
