@@ -11,7 +11,9 @@ import pytest
 from insula import LLM
 
 MESSAGES = [{"role": "user", "content": "the cat sat on the mat"}]
-ASKED = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8, "temperature": 0.0}
+#: This client has no word for the temperature any more.
+GREEDY = {"temperature": 0.0}
+ASKED = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8, "extra_body": GREEDY}
 
 
 @pytest.fixture
@@ -75,10 +77,7 @@ def test_count_tokens(client, llm):
 )
 def test_errors_in_their_shape(client, asked, named):
     with pytest.raises(anthropic.BadRequestError, match=named) as caught:
-        client.messages.create(
-            **{**ASKED, **{k: v for k, v in asked.items() if k != "container"}},
-            extra_body={k: v for k, v in asked.items() if k == "container"},
-        )
+        client.messages.create(**{**ASKED, "extra_body": asked})
     assert caught.value.body["error"]["type"] == "invalid_request_error"
 
 

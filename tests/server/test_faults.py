@@ -21,6 +21,7 @@ from .conftest import Running, start, stop
 
 MESSAGES = [{"role": "user", "content": "the cat sat on the mat"}]
 CHAT = "/v1/chat/completions"
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
 
 
 @pytest.fixture(autouse=True)
@@ -119,9 +120,8 @@ def test_a_body_that_is_too_large(served):
         b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * (10 << 20) + b"\r\n\r\n",
         head(b"{}", length="-1"),
         head(b"{}", length="1e9"),
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"nonsense\r\n\r\n",
     ],
     ids=["head", "negative", "no number", "double", "both", "nonsense"],
@@ -199,7 +199,7 @@ def test_too_many_are_sent_away_at_once_and_the_rest_end(small):
     """FAULTS 17."""
     began = [connected(small) for _ in range(4)]
     for connection in began:
-        connection.sendall(head(streaming(max_tokens=400)))
+        connection.sendall(head(streaming(max_tokens=3000)))
     small.wait("they are in", lambda: small.server.admission.inside == 4)
     for path, body in (
         (CHAT, {"model": "endless", "messages": MESSAGES}),
@@ -269,7 +269,8 @@ def test_stopping_ends_every_stream_with_a_word(files, monkeypatch, home):
     for connection in streams:
         data = answer(connection)
         assert b"the server is stopping" in data
-        assert data.endswith(b"0\r\n\r\n")  # a whole response
+        if not data.startswith(b"HTTP/1.1 503"):  # as it does for those that were still queued
+            assert data.endswith(b"0\r\n\r\n")  # a whole response
         connection.close()
     running.thread.join(30)
     assert not running.thread.is_alive()

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from insula.server.errors import Refusal
+from insula.server.errors import RefusalError
 
 #: Seconds that a request is taken to last before any has ended.
 GUESS = 5.0
@@ -31,9 +31,9 @@ class Admission:
 
     @contextmanager
     def enter(self, weight: int, tenant: str) -> Iterator[None]:
-        """For as long as the request is here. Raises Refusal (503) with when to come back."""
+        """For as long as the request is here. Raises RefusalError (503) with when to come back."""
         if self.stopping:
-            raise Refusal(503, "the server is stopping", code="stopping", retry_after=5)
+            raise RefusalError(503, "the server is stopping", code="stopping", retry_after=5)
         if self.inside + weight > self.capacity:
             raise self._full(f"{self.inside} requests run or wait, of {self.capacity} at most")
         tenants = len(self._of) + (tenant not in self._of)
@@ -52,9 +52,9 @@ class Admission:
                 del self._of[tenant]
             self._seconds += 0.1 * (time.monotonic() - began - self._seconds)
 
-    def _full(self, found: str) -> Refusal:
+    def _full(self, found: str) -> RefusalError:
         rounds = self.inside / max(1, self.running)
         pause = min(60.0, max(1.0, self._seconds * rounds / 2))
-        return Refusal(
+        return RefusalError(
             503, f"the server is full: {found}; come back later", code="full", retry_after=pause
         )

@@ -15,7 +15,7 @@ from insula.engine.options import sampling_params
 from insula.engine.sampling import MAX_STOPS
 from insula.llm import LLM
 from insula.server import state
-from insula.server.errors import Refusal, unsupported
+from insula.server.errors import RefusalError, unsupported
 from insula.server.generation import Generation, answering, generation, given
 from insula.server.sampling import Integer, Number
 from insula.server.schema import Body, read
@@ -195,14 +195,16 @@ def _usage(report: Report) -> dict[str, Any]:
 
 
 def _conversation(body: CountBody) -> list[dict[str, Any]]:
-    """The messages as a template knows them. Raises Refusal for what is not text."""
+    """The messages as a template knows them. Raises RefusalError for what is not text."""
     found = []
     if body.system:
         found.append({"role": "system", "content": _text("system", body.system)})
     for at, message in enumerate(body.messages):
         role = message.get("role")
         if role not in ("user", "assistant"):
-            raise Refusal(400, f"messages[{at}]: the role is user or assistant", param="messages")
+            raise RefusalError(
+                400, f"messages[{at}]: the role is user or assistant", param="messages"
+            )
         found.append({"role": role, "content": _text(f"messages[{at}]", message.get("content"))})
     if found[-1]["role"] == "assistant":
         raise unsupported("messages", "an answer that is begun (a last turn of the assistant's)")
@@ -213,7 +215,7 @@ def _text(where: str, content: Any) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise Refusal(400, f"{where}: content is missing", param="messages")
+        raise RefusalError(400, f"{where}: content is missing", param="messages")
     pieces = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
@@ -230,7 +232,9 @@ def _thinking(llm: LLM, asked: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     kinds = {"enabled": True, "adaptive": True, "disabled": False}
     if asked.get("type") not in kinds:
-        raise Refusal(400, "thinking: allowed are enabled, adaptive and disabled", param="thinking")
+        raise RefusalError(
+            400, "thinking: allowed are enabled, adaptive and disabled", param="thinking"
+        )
     return template_arguments(llm, think=kinds[asked["type"]], name="thinking")
 
 

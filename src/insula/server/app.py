@@ -22,7 +22,7 @@ from insula import __version__
 from insula.server import errors
 from insula.server.admission import Admission
 from insula.server.catalogue import Catalogue
-from insula.server.errors import Refusal
+from insula.server.errors import RefusalError
 from insula.server.metrics import Metrics
 from insula.server.models import ModelEvent, Models
 from insula.server.options import ServeOptions
@@ -149,12 +149,14 @@ async def _not_there(request: Request, error: Exception) -> Response:
     whose: Family = family(path)
     allowed = methods(path)
     if error.status_code == 405 or (error.status_code == 404 and allowed):
-        told = Refusal(405, f"{request.method} is not served here; allowed: {', '.join(allowed)}")
+        told = RefusalError(
+            405, f"{request.method} is not served here; allowed: {', '.join(allowed)}"
+        )
         response = errors.response(whose, told)
         response.headers["Allow"] = ", ".join(allowed)
         return response
     if error.status_code == 404:
         return errors.response(
-            whose, Refusal(404, "there is nothing at this path", code="no_route")
+            whose, RefusalError(404, "there is nothing at this path", code="no_route")
         )
-    return errors.response(whose, Refusal(error.status_code, str(error.detail)))
+    return errors.response(whose, RefusalError(error.status_code, str(error.detail)))

@@ -112,7 +112,7 @@ class Catalogue:
         raise NotFoundError(f"model {shown!r} not found; list the models to see which there are")
 
     def facts(self, served: Served) -> Facts | None:
-        """None for a model whose file is not here or says nothing. Cached by the file's identity."""
+        """None for a model whose file is not here or says nothing. Cached by what the file is."""
         if served.path is None or not served.path.is_file():
             return None
         stat = served.path.stat()

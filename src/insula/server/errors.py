@@ -1,6 +1,6 @@
 """What went wrong, as each family of clients expects to be told.
 
-Owns `Refusal`, the one exception that handlers raise on purpose, the way from our error tree to a
+Owns `RefusalError`, the one exception that handlers raise on purpose, the way from our error tree to a
 status, and the bodies. Nothing here shows a path of this machine or a trace: what we did not
 foresee is one sentence for the client and a line in the log.
 """
@@ -38,7 +38,7 @@ _NAMED = re.compile(r"([a-z][a-z0-9_.]{0,40})(?:\[[^\]]{0,20}\])*: ")
 _PATH = re.compile(r"(?<![\w.:/-])(?:[A-Za-z]:)?[/\\](?!v1/|v2/|api/)[^\s'\",;:]+[/\\][^\s'\",;:]*")
 
 
-class Refusal(InsulaError):
+class RefusalError(InsulaError):
     """An answer that is an error. retry_after: seconds. param: which parameter is at fault."""
 
     def __init__(
@@ -57,50 +57,50 @@ class Refusal(InsulaError):
         self.retry_after = retry_after
 
 
-def unsupported(param: str, why: str = "") -> Refusal:
+def unsupported(param: str, why: str = "") -> RefusalError:
     """The 400 for a parameter that is not served, which is never ignored."""
     message = f"{param}: is not supported here" + (f"; {why}" if why else "; leave it out")
-    return Refusal(400, message, code="unsupported_parameter", param=param)
+    return RefusalError(400, message, code="unsupported_parameter", param=param)
 
 
-def refusal(error: BaseException) -> Refusal:
+def refusal(error: BaseException) -> RefusalError:
     """Whatever was raised, as what the client is told."""
-    if isinstance(error, Refusal):
+    if isinstance(error, RefusalError):
         return error
     message = _PATH.sub("[path]", str(error))
     named = _NAMED.match(message)
     param = named[1] if named else None
     match error:
         case ContextOverflowError():
-            return Refusal(400, message, code="context_length_exceeded", param="messages")
+            return RefusalError(400, message, code="context_length_exceeded", param="messages")
         case UnsupportedError():
-            return Refusal(400, message, code="unsupported", param=param)
+            return RefusalError(400, message, code="unsupported", param=param)
         case ConfigError() | TemplateError() | TokenizerError():
-            return Refusal(400, message, code="invalid_value", param=param)
+            return RefusalError(400, message, code="invalid_value", param=param)
         case NotFoundError():
-            return Refusal(404, message, code="model_not_found", param="model")
+            return RefusalError(404, message, code="model_not_found", param="model")
         case ResourceError():
-            return Refusal(503, message, code="insufficient_resources", retry_after=10)
+            return RefusalError(503, message, code="insufficient_resources", retry_after=10)
         case RemoteError():
             busy = error.status == 429
             retry = error.retry_after if error.retry_after is not None else 5.0
-            return Refusal(
+            return RefusalError(
                 429 if busy else 502,
                 message,
                 code="remote_error",
                 retry_after=retry if error.retryable else None,
             )
         case DownloadError():
-            return Refusal(502, message, code="download_failed")
+            return RefusalError(502, message, code="download_failed")
         case FormatError():
             log.error("a model's file cannot be used: %s", error)
-            return Refusal(500, "the model's file cannot be used; the server's log says why")
+            return RefusalError(500, "the model's file cannot be used; the server's log says why")
         case EngineError():
             log.error("the engine failed: %s", error)
-            return Refusal(500, "the engine failed; ask again", code="engine_error")
+            return RefusalError(500, "the engine failed; ask again", code="engine_error")
     incident = secrets.token_hex(4)
     log.error("incident %s", incident, exc_info=error)
-    return Refusal(500, f"an internal error ({incident}); the server's log has more")
+    return RefusalError(500, f"an internal error ({incident}); the server's log has more")
 
 
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -114,7 +114,7 @@ _ANTHROPIC_TYPES = {
 }
 
 
-def body(family: Family, error: Refusal) -> dict[str, Any]:
+def body(family: Family, error: RefusalError) -> dict[str, Any]:
     """The document of an error in the client's own shape."""
     status, message = error.status, str(error)
     server = status >= 500
@@ -129,7 +129,7 @@ def body(family: Family, error: Refusal) -> dict[str, Any]:
     }
 
 
-def headers(error: Refusal) -> dict[str, str]:
+def headers(error: RefusalError) -> dict[str, str]:
     """Retry-After, where coming back helps."""
     if error.retry_after is None:
         return {}

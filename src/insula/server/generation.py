@@ -19,7 +19,7 @@ from insula.async_llm import AsyncLLM
 from insula.errors import NotFoundError
 from insula.server import state
 from insula.server.caller import caller
-from insula.server.errors import Refusal
+from insula.server.errors import RefusalError
 from insula.server.models import DEFAULT, KeepAlive, Loaded
 from insula.server.relay import Relay
 from insula.server.routes import Family
@@ -124,7 +124,8 @@ async def generation(
 ) -> AsyncIterator[Generation]:
     """Admit the request, and give it its model for the length of the block.
 
-    weight: how many sequences it is; of more than run together, the others wait within it. Raises Refusal, NotFoundError, and what loading raises.
+    weight: how many sequences it is; of more than run together, the others wait within it.
+    Raises RefusalError, NotFoundError, and what loading raises.
     """
     server = state.of(request)
     who = caller(request.scope)
@@ -139,7 +140,7 @@ async def generation(
                 found.load_seconds = time.perf_counter() - began
                 found.began = began
                 yield found
-    except Refusal as error:
+    except RefusalError as error:
         if error.status in (429, 503):
             server.metrics.refused.labels(error.code or "busy").inc()
         raise

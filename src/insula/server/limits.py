@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from fastapi import Request
 
-from insula.server.errors import Refusal
+from insula.server.errors import RefusalError
 from insula.server.options import Limits
 
 #: Bytes from which parsing leaves the event loop.
@@ -24,7 +24,7 @@ _BRACKET = re.compile(rb"[\[\]{}]")
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """The whole body. Raises Refusal."""
+    """The whole body. Raises RefusalError."""
     check_framing(request)
     declared = request.headers.get("content-length", "")
     if declared and int(declared) > limits.body:
@@ -39,21 +39,21 @@ async def read_body(request: Request, limits: Limits) -> bytes:
                     raise _too_large(limits)
                 pieces.append(piece)
     except TimeoutError:
-        raise Refusal(408, f"the body did not come within {limits.body_time:g} s") from None
+        raise RefusalError(408, f"the body did not come within {limits.body_time:g} s") from None
     return b"".join(pieces)
 
 
 def check_framing(request: Request) -> None:
-    """One length, said once. Raises Refusal for what two readers could read differently."""
+    """One length, said once. Raises RefusalError for what two readers could read differently."""
     lengths = request.headers.getlist("content-length")
     if len(lengths) > 1 or (lengths and "transfer-encoding" in request.headers):
-        raise Refusal(400, "the request says in two ways how long it is; once is allowed")
+        raise RefusalError(400, "the request says in two ways how long it is; once is allowed")
     if lengths and not (lengths[0].isascii() and lengths[0].isdigit()):
-        raise Refusal(400, "content-length is not a number")
+        raise RefusalError(400, "content-length is not a number")
 
 
 async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
-    """The body as a JSON object. Raises Refusal."""
+    """The body as a JSON object. Raises RefusalError."""
     data = await read_body(request, limits)
     if len(data) > LARGE:
         return await asyncio.to_thread(parse, data, limits)
@@ -61,20 +61,22 @@ async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
 
 
 def parse(data: bytes, limits: Limits) -> dict[str, Any]:
-    """Raises Refusal for what is no JSON object, nests too deeply, or has a number that is none."""
+    """Raises RefusalError for what is no JSON object, nests too deeply, or has a number that is none."""
     depth = 0
     for found in _BRACKET.finditer(_STRING.sub(b"", data)):
         depth += 1 if found[0] in b"[{" else -1
         if depth > limits.json_depth:
-            raise Refusal(400, f"the body nests deeper than {limits.json_depth} levels")
+            raise RefusalError(400, f"the body nests deeper than {limits.json_depth} levels")
     try:
         document = json.loads(data, parse_constant=_no_number, parse_float=_number)
-    except Refusal:
+    except RefusalError:
         raise
     except (ValueError, RecursionError):
-        raise Refusal(400, "the body is not JSON in UTF-8") from None
+        raise RefusalError(400, "the body is not JSON in UTF-8") from None
     if not isinstance(document, dict):
-        raise Refusal(400, f"the body is a JSON {type(document).__name__}; allowed is an object")
+        raise RefusalError(
+            400, f"the body is a JSON {type(document).__name__}; allowed is an object"
+        )
     return document
 
 
@@ -86,8 +88,10 @@ def _number(written: str) -> float:
 
 
 def _no_number(written: str) -> NoReturn:
-    raise Refusal(400, f"{written[:20]} is not a number that JSON allows here")
+    raise RefusalError(400, f"{written[:20]} is not a number that JSON allows here")
 
 
-def _too_large(limits: Limits) -> Refusal:
-    return Refusal(413, f"the body is larger than {limits.body >> 20} MB", code="body_too_large")
+def _too_large(limits: Limits) -> RefusalError:
+    return RefusalError(
+        413, f"the body is larger than {limits.body >> 20} MB", code="body_too_large"
+    )

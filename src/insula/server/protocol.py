@@ -5,8 +5,9 @@ off, and whoever writes a response can cut the connection under it.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from insula.server.wire import TRANSPORT
 
@@ -26,7 +27,7 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+        if self._head_timer is None and not self._answering:
             self._await_head()
         super().data_received(data)
 
@@ -35,8 +36,14 @@ class Protocol(H11Protocol):
         super().handle_events()
         if self.cycle is not before:  # a request has all its headers; its task has not begun
             self._stop_timer()
-            scope = self.cycle.scope
-            scope.setdefault("extensions", {})[TRANSPORT] = self.transport  # type: ignore[typeddict-item]
+            extensions: dict[str, Any] = self.cycle.scope.setdefault("extensions", {})  # type: ignore[assignment]
+            extensions[TRANSPORT] = self.transport
+
+    @property
+    def _answering(self) -> bool:
+        """A request has come whole as far as its headers, and its response is not all written."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_time, self._too_slow)

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
 
-from insula.server.errors import Refusal
+from insula.server.errors import RefusalError
 from insula.types import Chunk
 
 #: What an entry of log probabilities is counted as, in bytes, beside its alternatives.
@@ -92,7 +92,7 @@ class Relay:
         waiting = self._waiting.get(index)
         self._waiting[index] = chunk if waiting is None else _joined(waiting, chunk)
         if self._bytes > self._most:
-            raise Refusal(408, "the answer was not read fast enough; it was given up")
+            raise RefusalError(408, "the answer was not read fast enough; it was given up")
         self._news.set()
 
     def _fail(self, error: BaseException) -> None:

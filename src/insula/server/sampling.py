@@ -12,7 +12,7 @@ from pydantic import Field
 
 from insula.engine.options import sampling_params
 from insula.engine.sampling import MAX_STOPS
-from insula.server.errors import Refusal
+from insula.server.errors import RefusalError
 from insula.server.generation import given, seeds
 from insula.server.schema import Body
 
@@ -72,10 +72,10 @@ class Sampling(Body):
     user: str | None = None
 
     def options(self, *, most_samples: int) -> dict[str, Any]:
-        """By the names of SamplingParams, seed and lengths aside. Raises Refusal, ConfigError."""
+        """By the names of SamplingParams, seed and lengths aside. Raises RefusalError, ConfigError."""
         if self.n > most_samples:
             message = f"n: found {self.n}; allowed: 1 to {most_samples}"
-            raise Refusal(400, message, code="invalid_value", param="n")
+            raise RefusalError(400, message, code="invalid_value", param="n")
         options = given({name: getattr(self, name) for name in _OWN})
         if self.logit_bias:
             options["logit_bias"] = {_token(name): b for name, b in self.logit_bias.items()}
@@ -90,5 +90,5 @@ class Sampling(Body):
 def _token(written: str) -> int:
     if not written.isascii() or not written.isdigit() or len(written) > 9:
         message = f"logit_bias: found {written[:40]!r}; allowed are token ids"
-        raise Refusal(400, message, code="invalid_value", param="logit_bias")
+        raise RefusalError(400, message, code="invalid_value", param="logit_bias")
     return int(written)

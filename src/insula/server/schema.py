@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from insula.server.errors import Refusal, unsupported
+from insula.server.errors import RefusalError, unsupported
 from insula.server.limits import read_json
 from insula.server.options import Limits
 
@@ -25,9 +25,10 @@ class Body(BaseModel):
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Self:
-        """Raises Refusal that names the parameter at fault."""
+        """Raises RefusalError that names the parameter at fault."""
         given = {name: value for name, value in document.items() if value is not None}
-        for name in [name for name in given if name not in cls.model_fields]:
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        for name in [name for name in given if name not in known]:
             if given.pop(name) not in cls.NEUTRAL.get(name, ()):
                 raise unsupported(name[:80])
         try:
@@ -36,17 +37,17 @@ class Body(BaseModel):
             raise _wrong(error) from None
 
 
-def _wrong(error: ValidationError) -> Refusal:
+def _wrong(error: ValidationError) -> RefusalError:
     first = error.errors(include_url=False, include_context=False)[0]
     parts = [str(part) for part in first["loc"] if not _is_branch(part)]
     name = parts[0] if parts else "body"
     where = name + "".join(f"[{part}]" for part in parts[1:])[:80]
     if first["type"] == "missing":
-        return Refusal(400, f"{where}: is missing", code="missing_parameter", param=name)
+        return RefusalError(400, f"{where}: is missing", code="missing_parameter", param=name)
     found = repr(first["input"])
     found = found if len(found) <= 60 else found[:57] + "..."
     message = f"{where}: found {found}; {first['msg'][:1].lower()}{first['msg'][1:]}"
-    return Refusal(400, message, code="invalid_value", param=name)
+    return RefusalError(400, message, code="invalid_value", param=name)
 
 
 def _is_branch(part: int | str) -> bool:
@@ -58,5 +59,5 @@ B = TypeVar("B", bound=Body)
 
 
 async def read(request: Request, kind: type[B], limits: Limits) -> B:
-    """The request's body. Raises Refusal."""
+    """The request's body. Raises RefusalError."""
     return kind.of(await read_json(request, limits))

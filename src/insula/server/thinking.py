@@ -26,7 +26,7 @@ def template_arguments(
 ) -> dict[str, Any]:
     """What the template is given. effort: low, medium, high, none; think: on, off, or an effort.
 
-    name: the parameter by which it was asked. Raises Refusal where the template cannot obey.
+    name: the parameter by which it was asked. Raises RefusalError where the template cannot obey.
     """
     arguments: dict[str, Any] = dict(given or {})
     if isinstance(think, str):

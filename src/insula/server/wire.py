@@ -18,7 +18,7 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from insula.server import errors
-from insula.server.errors import Refusal
+from insula.server.errors import RefusalError
 from insula.server.options import Limits
 from insula.server.routes import Family
 
@@ -127,8 +127,8 @@ def encode(document: Any) -> bytes:
 class Answering(Response):
     """A response whose content is made while it is sent. `work` writes it all to its wire.
 
-    seen: told the wire at the end, whatever the end was. cut: set when the server can wait no longer;
-    what still runs then ends with an error.
+    seen: told the wire at the end, whatever the end was. cut: set when the server can wait no
+    longer; what still runs then ends with an error.
     """
 
     #: `seen` counts it, when it is over.
@@ -165,7 +165,7 @@ class Answering(Response):
                 end = "ended"
                 await _cancelled(work)
                 await wire.error(
-                    Refusal(503, "the server is stopping", code="stopping", retry_after=5)
+                    RefusalError(503, "the server is stopping", code="stopping", retry_after=5)
                 )
         except Stalled:
             end = "stalled"

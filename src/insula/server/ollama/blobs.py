@@ -18,7 +18,7 @@ from insula.hub.manifest import is_sha256
 from insula.hub.remote_file import need_space
 from insula.hub.store import ModelStore
 from insula.server import state
-from insula.server.errors import Refusal
+from insula.server.errors import RefusalError
 from insula.server.limits import check_framing
 
 #: Bytes of one file at most: larger models come by other ways.
@@ -26,7 +26,7 @@ MOST = 1 << 40
 
 
 def blob(store: ModelStore, digest: str) -> Path | None:
-    """The file with this digest: one that was uploaded, or a model's own. Raises Refusal."""
+    """The file with this digest: one that was uploaded, or a model's own. Raises RefusalError."""
     sha256 = _sha256(digest)
     uploaded = _uploaded(store, sha256)
     if uploaded.is_file():
@@ -48,9 +48,9 @@ async def take_blob(request: Request) -> Response:
     check_framing(request)
     length = request.headers.get("content-length", "")
     if not length:
-        raise Refusal(411, "say how long the file is (content-length)")
+        raise RefusalError(411, "say how long the file is (content-length)")
     if int(length) > MOST:
-        raise Refusal(413, "the file is too large")
+        raise RefusalError(413, "the file is too large")
     store.prepare()
     need_space(store.partial, int(length))
     part = store.partial / f"upload-{secrets.token_hex(8)}"
@@ -62,7 +62,7 @@ async def take_blob(request: Request) -> Response:
                 found.update(piece)
                 await asyncio.to_thread(file.write, piece)
         if found.hexdigest() != sha256:
-            raise Refusal(400, "digest: the bytes that came have another one")
+            raise RefusalError(400, "digest: the bytes that came have another one")
         part.replace(_uploaded(store, sha256))
     finally:
         part.unlink(missing_ok=True)
@@ -76,5 +76,7 @@ def _uploaded(store: ModelStore, sha256: str) -> Path:
 def _sha256(digest: str) -> str:
     sha256 = digest.removeprefix("sha256:").removeprefix("sha256-")
     if not is_sha256(sha256):
-        raise Refusal(400, "digest: allowed is sha256: and 64 hexadecimal digits", param="digest")
+        raise RefusalError(
+            400, "digest: allowed is sha256: and 64 hexadecimal digits", param="digest"
+        )
     return sha256

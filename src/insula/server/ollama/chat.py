@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from insula.server import state
-from insula.server.errors import Refusal, unsupported
+from insula.server.errors import RefusalError, unsupported
 from insula.server.generation import answering, generation
 from insula.server.ollama.keep_alive import seconds_of
 from insula.server.ollama.options import (
@@ -30,7 +30,7 @@ class ChatBody(Body):
     (and say so), as Ollama does; false makes that an error."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
-    messages: list[dict[str, Any]] = []
+    messages: Annotated[list[dict[str, Any]], Field(default_factory=list)]
     options: dict[str, Any] | None = None
     stream: bool = True
     keep_alive: float | str | None = None
@@ -85,11 +85,11 @@ def _piece(text: str, reasoning: str) -> dict[str, Any]:
 
 
 def _plain(at: int, message: dict[str, Any]) -> dict[str, Any]:
-    """A message without what says nothing. Raises Refusal for images, which no model here sees."""
+    """A message without what says nothing. Raises RefusalError for images, which no model here sees."""
     if message.get("images"):
         raise unsupported("images", "the models here read text")
     if not isinstance(message.get("role"), str):
-        raise Refusal(400, f"messages[{at}]: role is missing", param="messages")
+        raise RefusalError(400, f"messages[{at}]: role is missing", param="messages")
     return {name: value for name, value in message.items() if value is not None and value != []}
 
 

@@ -18,7 +18,7 @@ from insula.hub.manifest import ROLES
 from insula.hub.modelfile import Modelfile
 from insula.hub.transport import Progress
 from insula.server import state
-from insula.server.errors import Refusal, unsupported
+from insula.server.errors import RefusalError, unsupported
 from insula.server.generation import answering
 from insula.server.ollama.blobs import blob
 from insula.server.ollama.progress import told
@@ -32,7 +32,7 @@ class CreateBody(Body):
     """from: a model; or files: one GGUF file by its digest. The rest is a Modelfile's."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
-    from_: Annotated[str, Field(max_length=512, alias="from")] | None = None
+    from_: Annotated[str | None, Field(max_length=512, alias="from")] = None
     files: dict[str, str] | None = None
     adapters: dict[str, str] | None = None
     template: str | None = None
@@ -87,9 +87,9 @@ def _known(server: Server, name: str) -> bool:
 
 
 def _base(server: Server, body: CreateBody) -> str:
-    """What FROM means: a name, never a path that a request gives. Raises Refusal."""
+    """What FROM means: a name, never a path that a request gives. Raises RefusalError."""
     if (body.from_ is None) == (not body.files):
-        raise Refusal(400, "from: give a model, or in files one uploaded file", param="from")
+        raise RefusalError(400, "from: give a model, or in files one uploaded file", param="from")
     if body.from_ is not None:
         try:
             return server.catalogue.find(body.from_).target
@@ -97,11 +97,11 @@ def _base(server: Server, body: CreateBody) -> str:
             return fetchable(body.from_)
     assert body.files is not None
     if len(body.files) != 1:
-        raise Refusal(400, "files: allowed is one GGUF file", param="files")
+        raise RefusalError(400, "files: allowed is one GGUF file", param="files")
     [digest] = body.files.values()
     path = blob(server.catalogue.store, digest)
     if path is None:
-        raise Refusal(400, "files: nothing with this digest was uploaded", param="files")
+        raise RefusalError(400, "files: nothing with this digest was uploaded", param="files")
     return str(path)
 
 

@@ -20,7 +20,7 @@ from insula.server.wire import Wire
 
 
 class EmbedBody(Body):
-    """What may be asked. A text that is too long is cut, as Ollama does, unless truncate is false."""
+    """What may be asked. truncate: cut a text that is too long, as Ollama does, and say so."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     input: str | list[str]

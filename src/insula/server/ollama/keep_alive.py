@@ -25,7 +25,7 @@ def seconds_of(keep_alive: object) -> KeepAlive:
         if seconds is not None:
             return None if seconds < 0 else min(seconds, MOST_SECONDS)
     raise ConfigError(
-        f"keep_alive: found {str(keep_alive)[:40]!r}; allowed: seconds, or such as 10m, 1h30m, 0, -1"
+        f"keep_alive: found {str(keep_alive)[:40]!r}; allowed: seconds, or such as 10m, 1h30m, -1"
     )
 
 

@@ -17,6 +17,9 @@ from insula.server.caller import caller
 from insula.server.catalogue import Catalogue, Facts, Served
 from insula.server.schema import Body, read
 
+#: When a model goes that stays.
+_FOR_EVER = datetime.max.replace(tzinfo=UTC)
+
 
 class ShowBody(Body):
     """verbose: nothing more is said."""
@@ -42,8 +45,9 @@ async def ps(request: Request) -> Response:
     for name, loaded in sorted(server.models.loaded.items()):
         if not who.may_use(name):
             continue
-        expires = datetime.max if loaded.expires is None else None
-        when = expires or datetime.fromtimestamp(loaded.expires or 0, UTC)
+        when = _FOR_EVER
+        if loaded.expires is not None:
+            when = datetime.fromtimestamp(loaded.expires, UTC)
         found.append(
             {
                 **_entry(server.catalogue, loaded.served),

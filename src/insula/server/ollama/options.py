@@ -1,7 +1,7 @@
 """The `options` of Ollama's requests: what they mean here, and which mean nothing.
 
-What would change an answer and is not there is refused by name. What only steers Ollama's own runner
-(batches, threads, GPUs) changes no token: it is accepted, and the reply's `notes` say so.
+What would change an answer and is not there is refused by name. What only steers Ollama's own
+runner (batches, threads, GPUs) changes no token: it is accepted, and the reply's `notes` say so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from insula.engine.options import sampling_params
 from insula.errors import ConfigError
-from insula.server.errors import Refusal, unsupported
+from insula.server.errors import RefusalError, unsupported
 from insula.server.generation import given, seeds
 from insula.server.sampling import MOST_ALTERNATIVES, Integer, Number, Seed, Stops
 from insula.server.schema import Body
@@ -57,7 +57,7 @@ class OllamaOptions(Body):
 
 
 def read_options(asked: Mapping[str, Any] | None) -> tuple[OllamaOptions, list[str]]:
-    """The options, and a note for each that is not used. Raises Refusal."""
+    """The options, and a note for each that is not used. Raises RefusalError."""
     wanted = dict(asked or {})
     notes = [
         f"options.{name} steers a runner that is not used here"
@@ -71,16 +71,16 @@ def check_context(options: OllamaOptions, n_ctx: int) -> None:
     """Refuse a longer context than the model was loaded with, with both numbers."""
     if options.num_ctx is not None and n_ctx and options.num_ctx > n_ctx:
         raise ConfigError(
-            f"num_ctx: found {options.num_ctx}, and the model is loaded with {n_ctx}; ask for less, "
-            "or start the server with a longer context"
+            f"num_ctx: found {options.num_ctx}, and the model is loaded with {n_ctx}; ask for "
+            "less, or start the server with a longer context"
         )
 
 
 def logprob_options(wanted: bool | None, top: int | None) -> dict[str, Any]:
-    """Ollama's logprobs and top_logprobs. Raises Refusal."""
+    """Ollama's logprobs and top_logprobs. Raises RefusalError."""
     if top is not None and not 0 <= top <= MOST_ALTERNATIVES:
         message = f"top_logprobs: found {top}; allowed: 0 to {MOST_ALTERNATIVES}"
-        raise Refusal(400, message, param="top_logprobs")
+        raise RefusalError(400, message, param="top_logprobs")
     return {"logprobs": top or 0} if wanted else {}
 
 

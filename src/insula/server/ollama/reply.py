@@ -1,7 +1,7 @@
 """Ollama's replies to generate and chat: pieces, and the last one with its durations and counts.
 
-Durations are nanoseconds that were measured: from the request on (total), for loading the model, for
-reading the prompt (without the wait in the queue), and for the tokens after the first.
+Durations are nanoseconds that were measured: from the request on (total), for loading the model,
+for reading the prompt (without the wait in the queue), and for the tokens after the first.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def now() -> str:
 
 
 def nanoseconds(seconds: float) -> int:
+    """Whole ones, never fewer than none."""
     return max(0, round(seconds * 1e9))
 
 
@@ -83,7 +84,7 @@ class Reply:
     def last(self, completion: Completion) -> dict[str, Any]:
         """What the last piece says of the whole."""
         report = completion.report
-        document = {
+        document: dict[str, Any] = {
             "done": True,
             "done_reason": completion.finish_reason,
             "total_duration": nanoseconds(time.perf_counter() - self._job.began),

@@ -21,7 +21,7 @@ from insula.hub.names import REGISTRY_HOSTS, HubRef, RegistryRef, parse_referenc
 from insula.hub.pull import pull as fetch
 from insula.hub.transport import Progress
 from insula.server import state
-from insula.server.errors import Refusal, unsupported
+from insula.server.errors import RefusalError, unsupported
 from insula.server.generation import answering
 from insula.server.ollama.progress import told
 from insula.server.schema import Body, read
@@ -76,7 +76,7 @@ async def pull(request: Request) -> Response:
 def fetchable(name: str) -> str:
     """What `pull` takes for a name as Ollama's users write it: llama3.2:1b is the registry's.
 
-    Raises Refusal for what a client may not have fetched, ConfigError for no name.
+    Raises RefusalError for what a client may not have fetched, ConfigError for no name.
     """
     if catalog.find(name) is not None:
         return name
@@ -84,7 +84,9 @@ def fetchable(name: str) -> str:
     if isinstance(reference, HubRef | RegistryRef):
         return name
     if reference is not None:
-        raise Refusal(403, "model: an address is not fetched for a client; pull it at the terminal")
+        raise RefusalError(
+            403, "model: an address is not fetched for a client; pull it at the terminal"
+        )
     parts = parse_store_name(name).parts
     if len(parts) > 2:
         raise ConfigError(f"model: found {name[:80]!r}; allowed are names such as llama3.2:1b")
@@ -112,9 +114,11 @@ async def delete(request: Request) -> Response:
     body = await read(request, DeleteBody, server.limits)
     found = server.catalogue.find(body.model)
     if found.manifest is None or found.name in server.catalogue.named:
-        raise Refusal(409, "this model was named when the server started; it is not deleted here")
+        raise RefusalError(
+            409, "this model was named when the server started; it is not deleted here"
+        )
     if not await server.models.unload(found.name):
-        raise Refusal(409, "the model is answering; ask again when it is done", retry_after=5)
+        raise RefusalError(409, "the model is answering; ask again when it is done", retry_after=5)
     await asyncio.to_thread(server.catalogue.store.remove, found.name)
     return Response(status_code=200)
 

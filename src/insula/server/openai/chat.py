@@ -13,7 +13,7 @@ from pydantic import Field
 
 from insula.llm import LLM
 from insula.server import state
-from insula.server.errors import Refusal
+from insula.server.errors import RefusalError
 from insula.server.generation import Generation, answering, generation, given
 from insula.server.openai import logprobs
 from insula.server.openai.constraints import constraints
@@ -70,7 +70,7 @@ async def chat_completions(request: Request) -> Response:
     options = body.options(most_samples=limits.samples)
     options |= constraints(body.model_dump(include=CONSTRAINTS))
     if body.top_logprobs is not None and not body.logprobs:
-        raise Refusal(400, "top_logprobs: needs logprobs to be true", param="top_logprobs")
+        raise RefusalError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs")
     if body.logprobs:
         options["logprobs"] = body.top_logprobs or 0
     most = body.max_completion_tokens
@@ -179,7 +179,7 @@ class _Answer:
 
 
 def speakers(llm: LLM, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages; what OpenAI now calls a developer is the system to a template that knows none."""
+    """The messages; OpenAI's developer is the system to a template that knows no developer."""
     knows = "developer" in (llm.template_source or "developer")
     return [
         {**m, "role": "system"} if m.get("role") == "developer" and not knows else dict(m)

@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from insula.server import state
-from insula.server.errors import Refusal
+from insula.server.errors import RefusalError
 from insula.server.generation import Generation, answering, generation, given
 from insula.server.openai import logprobs
 from insula.server.openai.chat import StreamOptions
@@ -42,13 +42,13 @@ class CompletionBody(Sampling):
     stream_options: dict[str, Any] | None = None
 
     def prompts(self, limits: Limits) -> list[str | list[int]]:
-        """One or many, each a text or ids. Raises Refusal."""
+        """One or many, each a text or ids. Raises RefusalError."""
         found: Any = self.prompt
         if isinstance(found, str) or (found and isinstance(found[0], int)):
             found = [found]
         if not 1 <= len(found) <= limits.prompts:
             message = f"prompt: found {len(found)} prompts; allowed: 1 to {limits.prompts}"
-            raise Refusal(400, message, code="invalid_value", param="prompt")
+            raise RefusalError(400, message, code="invalid_value", param="prompt")
         return list(found)
 
 
@@ -64,10 +64,10 @@ async def completions(request: Request) -> Response:
     if body.adapter is not None:
         options["adapter"] = body.adapter
     if body.best_of not in (None, body.n):
-        raise Refusal(400, "best_of: is not supported beyond n", param="best_of")
+        raise RefusalError(400, "best_of: is not supported beyond n", param="best_of")
     if body.stream and body.echo and body.logprobs is not None:
         message = "echo: with logprobs it is not streamed; leave stream out"
-        raise Refusal(400, message, code="unsupported_parameter", param="echo")
+        raise RefusalError(400, message, code="unsupported_parameter", param="echo")
     stream = StreamOptions.of(body.stream_options or {})
 
     async def work(wire: Wire) -> None:
@@ -101,7 +101,9 @@ class _Answer:
         self._job = job
         self._body = body
         self._prompts = len(prompts)
-        scored = body.echo and body.logprobs is not None
+        scored: dict[str, Any] = {}
+        if body.echo and body.logprobs is not None:
+            scored = {"prompt_logprobs": body.logprobs}
         self._echoes = [self._echo(prompt) if body.echo else None for prompt in prompts]
         self._answers = [
             job.llm.stream(
@@ -109,7 +111,7 @@ class _Answer:
                 **options,
                 **given({"seed": seed}),
                 salt=job.salt,
-                **({"prompt_logprobs": body.logprobs} if scored else {}),
+                **scored,
             )
             for prompt in prompts
             for seed in body.seeds()

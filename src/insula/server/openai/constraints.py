@@ -19,7 +19,7 @@ _FREE: dict[str, tuple[Any, ...]] = {
 
 
 def constraints(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `LLM.chat_stream` for it. Raises Refusal that names the parameter."""
+    """The options of `LLM.chat_stream` for it. Raises RefusalError that names the parameter."""
     for name, free in _FREE.items():
         value = asked.get(name)
         if value is not None and value not in free:

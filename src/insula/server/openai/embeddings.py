@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from insula.server import state
-from insula.server.errors import Refusal
+from insula.server.errors import RefusalError
 from insula.server.generation import Generation, answering, generation
 from insula.server.schema import Body, read
 from insula.server.wire import Wire
@@ -71,13 +71,13 @@ async def embedded(
 
 
 def listed(given: Any, most: int) -> list[Any]:
-    """The texts, or lists of ids, whichever way they were given. Raises Refusal."""
+    """The texts, or lists of ids, whichever way they were given. Raises RefusalError."""
     texts = [given] if isinstance(given, str) else given
     if texts and isinstance(texts[0], int):
         texts = [texts]
     if not 1 <= len(texts) <= most:
         message = f"input: found {len(texts)} texts; allowed: 1 to {most}"
-        raise Refusal(400, message, code="invalid_value", param="input")
+        raise RefusalError(400, message, code="invalid_value", param="input")
     return list(texts)
 
 

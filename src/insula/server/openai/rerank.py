@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from insula.server import state
-from insula.server.errors import Refusal
+from insula.server.errors import RefusalError
 from insula.server.generation import answering, generation
 from insula.server.schema import Body, read
 from insula.server.wire import Wire
@@ -78,7 +78,7 @@ async def score(request: Request) -> Response:
     first = [body.text_1] * len(second) if isinstance(body.text_1, str) else body.text_1
     if len(first) != len(second):
         message = f"text_1: found {len(first)} texts and {len(second)} in text_2; one or as many"
-        raise Refusal(400, message, code="invalid_value", param="text_1")
+        raise RefusalError(400, message, code="invalid_value", param="text_1")
     _bounded("text_2", len(second), limits.inputs)
 
     async def work(wire: Wire) -> None:
@@ -116,14 +116,14 @@ def _text(document: str | dict[str, str]) -> str:
         return document
     if set(document) != {"text"}:
         message = 'documents: allowed are texts, or objects such as {"text": "..."}'
-        raise Refusal(400, message, code="invalid_value", param="documents")
+        raise RefusalError(400, message, code="invalid_value", param="documents")
     return document["text"]
 
 
 def _bounded(name: str, found: int, most: int) -> None:
     if not 1 <= found <= most:
         message = f"{name}: found {found}; allowed: 1 to {most}"
-        raise Refusal(400, message, code="invalid_value", param=name)
+        raise RefusalError(400, message, code="invalid_value", param=name)
 
 
 def _logistic(value: float) -> float:

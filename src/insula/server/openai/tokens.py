@@ -14,7 +14,7 @@ from pydantic import Field
 
 from insula.errors import NotFoundError
 from insula.server import state
-from insula.server.errors import Refusal
+from insula.server.errors import RefusalError
 from insula.server.generation import answering, generation
 from insula.server.openai.embeddings import Id
 from insula.server.schema import Body, read
@@ -69,7 +69,7 @@ async def detokenize(request: Request) -> Response:
             most = llm.tokenizer.vocab_size
             if body.tokens and max(body.tokens) >= most:
                 message = f"tokens: found {max(body.tokens)}; allowed: 0 to {most - 1}"
-                raise Refusal(400, message, code="invalid_value", param="tokens")
+                raise RefusalError(400, message, code="invalid_value", param="tokens")
             await wire.whole({"prompt": llm.detokenize(body.tokens)})
 
     return answering(request, "openai", work)
