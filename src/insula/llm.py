@@ -605,7 +605,7 @@ class LLM(EmbeddingMethods):
             notes=(*self.model_info.notes, *notes),
         )
 
-    def _scored(self, request: Request, top: int) -> Stream:
+    def _scored(self, request: Request, top: Any) -> Stream:
         """The request, and what the model makes of its prompt."""
         from insula.engine.scoring import PromptLogprobs
 

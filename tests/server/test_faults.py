@@ -309,3 +309,56 @@ def test_the_wrong_method(served):
     refused = served.http.get(CHAT)
     assert refused.status_code == 405
     assert refused.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("path", [CHAT, "/api/chat", "/v1/messages", "/v1/completions"])
+@pytest.mark.parametrize(
+    "name", ["\ud800", "a\0b", "../tiny", "/etc/passwd", "x" * 500, "a b", "%"]
+)
+def test_names_that_are_none(served, path, name):
+    """FAULTS 26: no path, and no failure of ours either."""
+    asked = {"prompt": "a"} if path == "/v1/completions" else {"messages": MESSAGES}
+    if path == "/v1/messages":
+        asked["max_tokens"] = 1
+    refused = served.http.post(path, content=json.dumps({**asked, "model": name}).encode())
+    assert refused.status_code in (400, 404), refused.text
+    assert "/etc" not in refused.text.replace(name, "")
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "a\ud800b"}]}),
+        (CHAT, {"messages": [{"role": "\ud800", "content": "a"}]}),
+        (CHAT, {"messages": [{"role": "user", "content": 5}]}),
+        (CHAT, {"messages": [{"role": 5, "content": "a"}]}),
+        (CHAT, {"messages": [{}]}),
+        (CHAT, {"messages": MESSAGES, "chat_template_kwargs": {"messages": []}}),
+        (CHAT, {"messages": MESSAGES, "\ud800": 1}),
+        ("/v1/completions", {"prompt": "a\ud800"}),
+        ("/v1/completions", {"prompt": []}),
+        ("/v1/completions", {"prompt": [[]]}),
+        ("/v1/completions", {"prompt": [[320]]}),
+        ("/v1/completions", {"prompt": [[320]], "echo": True}),
+        ("/v1/completions", {"prompt": ""}),
+        ("/v1/completions", {"prompt": ["a"] * 129}),
+        ("/v1/embeddings", {"input": "a\ud800"}),
+        ("/v1/embeddings", {"input": ""}),
+        ("/v1/embeddings", {"input": []}),
+        ("/tokenize", {"prompt": "a\ud800"}),
+        ("/detokenize", {"tokens": [320]}),
+        ("/detokenize", {"tokens": [2**31]}),
+        ("/v1/rerank", {"query": "", "documents": ["a"]}),
+        ("/v1/rerank", {"query": "a", "documents": [{"image": "x"}]}),
+        ("/api/generate", {"prompt": "a\ud800"}),
+        ("/api/embed", {"input": "a\ud800"}),
+        ("/api/chat", {"messages": [{"content": "x"}]}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": 5}], "max_tokens": 2}),
+    ],
+)
+def test_what_makes_no_sense_is_a_400_and_nothing_else(served, path, more):
+    encodes = "embed" in path
+    model = "encoder" if encodes else "ranker" if "rerank" in path else "tiny"
+    refused = served.http.post(path, content=json.dumps({"model": model, **more}).encode())
+    assert refused.status_code == 400, refused.text
+    assert "Traceback" not in refused.text

@@ -58,7 +58,12 @@ def test_every_handler_says_what_it_does(files):
 
 
 def test_metrics_count_what_happened(served):
-    ask = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+    ask = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 3,
+        "temperature": 0,
+    }
 
     def completions() -> float:
         for line in served.http.get("/metrics").text.splitlines():

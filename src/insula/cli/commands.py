@@ -20,9 +20,9 @@ from insula.locale import language, text
 #: name -> (module below insula.cli, function in it, its help text)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("run", "run", "help.run"),
-    "serve": ("serve", "serve", "help.serve"),
     "pull": ("pull", "pull", "help.pull"),
     "list": ("list_models", "list_models", "help.list"),
+    "serve": ("serve", "serve", "help.serve"),
     "search": ("search", "search", "help.search"),
     "recommend": ("recommend", "recommend", "help.recommend"),
     "show": ("show", "show", "help.show"),

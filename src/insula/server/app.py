@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,6 +29,9 @@ from insula.server.models import ModelEvent, Models
 from insula.server.options import ServeOptions
 from insula.server.routes import ROUTES, Family, Route, family, methods
 from insula.server.state import Server
+
+#: Most threads for what may not block the event loop; they are made as they are needed.
+THREADS = 64
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -79,6 +83,9 @@ def create_app(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load what was named; at the end free everything."""
     server: Server = app.state.server
+    # Loads, templates and embeddings each hold a thread; none is to wait for another's.
+    threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="insula-server")
+    asyncio.get_running_loop().set_default_executor(threads)
     server.loading = set(server.catalogue.named)
     task = asyncio.create_task(_preload(server))
     try:

@@ -1,7 +1,7 @@
 """What went wrong, as each family of clients expects to be told.
 
-Owns `RefusalError`, the one exception that handlers raise on purpose, the way from our error tree to a
-status, and the bodies. Nothing here shows a path of this machine or a trace: what we did not
+Owns `RefusalError`, the one exception that handlers raise on purpose, the way from our error tree
+to a status, and the bodies. Nothing here shows a path of this machine or a trace: what we did not
 foresee is one sentence for the client and a line in the log.
 """
 
@@ -12,7 +12,7 @@ import re
 import secrets
 from typing import Any
 
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from insula.errors import (
     ConfigError,
@@ -28,6 +28,7 @@ from insula.errors import (
     TokenizerError,
     UnsupportedError,
 )
+from insula.server.documents import encode
 from insula.server.routes import Family
 
 log = logging.getLogger("insula.server")
@@ -139,4 +140,6 @@ def headers(error: RefusalError) -> dict[str, str]:
 def response(family: Family, error: BaseException) -> Response:
     """A whole answer."""
     told = refusal(error)
-    return JSONResponse(body(family, told), status_code=told.status, headers=headers(told))
+    return Response(
+        encode(body(family, told)), told.status, headers(told), media_type="application/json"
+    )

@@ -61,7 +61,7 @@ async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
 
 
 def parse(data: bytes, limits: Limits) -> dict[str, Any]:
-    """Raises RefusalError for what is no JSON object, nests too deeply, or has a number that is none."""
+    """RefusalError for what is no JSON object, nests too deeply, or has a number that is none."""
     depth = 0
     for found in _BRACKET.finditer(_STRING.sub(b"", data)):
         depth += 1 if found[0] in b"[{" else -1

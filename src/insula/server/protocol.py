@@ -1,5 +1,5 @@
-"""HTTP/1.1 as uvicorn speaks it, with two things more: a client that dawdles over its headers is cut
-off, and whoever writes a response can cut the connection under it.
+"""HTTP/1.1 as uvicorn speaks it, with two things more: a client that dawdles over its headers is
+cut off, and whoever writes a response can cut the connection under it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from insula.server.wire import TRANSPORT
 
 
 class Protocol(H11Protocol):
-    """head_time: seconds from the first byte of a request (or the connection) to its last header."""
+    """head_time: seconds from a request's first byte (or the connection) to its last header."""
 
     head_time = 10.0
     _head_timer: asyncio.TimerHandle | None = None
@@ -36,7 +36,7 @@ class Protocol(H11Protocol):
         super().handle_events()
         if self.cycle is not before:  # a request has all its headers; its task has not begun
             self._stop_timer()
-            extensions: dict[str, Any] = self.cycle.scope.setdefault("extensions", {})  # type: ignore[assignment]
+            extensions: dict[str, Any] = self.cycle.scope.setdefault("extensions", {})
             extensions[TRANSPORT] = self.transport
 
     @property

@@ -126,7 +126,7 @@ class Serving(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """As uvicorn's, but a signal that was obeyed is not raised again: stopping is no failure."""
+        """As uvicorn's, but a signal that was obeyed is not raised again: to stop is no failure."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -1,7 +1,7 @@
 """How a request chooses its tokens: OpenAI's parameters, and ours beside them by their own names.
 
-Ranges are the engine's (`engine.sampling`), whose errors name the parameter; here are only the types
-and what must hold before anything waits: no list or number that is large for no reason.
+Ranges are the engine's (`engine.sampling`), whose errors name the parameter; here are only the
+types and what must hold before anything waits: no list or number that is large for no reason.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Sampling(Body):
     user: str | None = None
 
     def options(self, *, most_samples: int) -> dict[str, Any]:
-        """By the names of SamplingParams, seed and lengths aside. Raises RefusalError, ConfigError."""
+        """By the names of SamplingParams, without seed and lengths. Raises RefusalError."""
         if self.n > most_samples:
             message = f"n: found {self.n}; allowed: 1 to {most_samples}"
             raise RefusalError(400, message, code="invalid_value", param="n")

@@ -9,7 +9,6 @@ nobody takes for `stall` seconds ends the response.
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from insula.server import errors
+from insula.server.documents import encode
 from insula.server.errors import RefusalError
 from insula.server.options import Limits
 from insula.server.routes import Family
@@ -113,15 +113,6 @@ class Wire:
                 await self._send(dict(message))
         except TimeoutError:
             raise Stalled from None
-
-
-def encode(document: Any) -> bytes:
-    """JSON in UTF-8; half a character, which no text may hold, as its escape."""
-    try:
-        written = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return written.encode()
-    except UnicodeEncodeError:
-        return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
 
 
 class Answering(Response):

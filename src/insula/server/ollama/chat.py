@@ -85,7 +85,7 @@ def _piece(text: str, reasoning: str) -> dict[str, Any]:
 
 
 def _plain(at: int, message: dict[str, Any]) -> dict[str, Any]:
-    """A message without what says nothing. Raises RefusalError for images, which no model here sees."""
+    """A message without what says nothing. RefusalError for images, which no model here sees."""
     if message.get("images"):
         raise unsupported("images", "the models here read text")
     if not isinstance(message.get("role"), str):
