@@ -59,21 +59,22 @@ def test_it_listens_answers_and_stops_with_zero(tmp_path, files, process):
     assert f"curl {url}/v1/chat/completions" in said[2]
     ask = {"model": "endless", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
     assert httpx2.post(f"{url}/v1/chat/completions", json=ask, timeout=60).status_code == 200
+    began: set[int] = set()
     ends: list[str] = []
 
-    def stream() -> None:
+    def stream(number: int) -> None:
         more = {**ask, "max_tokens": 300, "stream": True, "ignore_eos": True}
         with httpx2.stream("POST", f"{url}/v1/chat/completions", json=more, timeout=60) as answer:
             for line in answer.iter_lines():
-                if '"content":' in line and not ends:
-                    ends.append("began")
+                if '"content":' in line:
+                    began.add(number)
                 if line == "data: [DONE]":
                     ends.append("done")
 
-    threads = [threading.Thread(target=stream) for _ in range(3)]
+    threads = [threading.Thread(target=stream, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
-    while not ends:
+    while len(began) < 3:
         threads[0].join(0.01)
     running.send_signal(signal.SIGTERM)
     for thread in threads:
