@@ -14,6 +14,7 @@ import pytest
 from insula import LLM
 from insula.chat.calling import calling, held_to
 from insula.chat.reasoning import ReasoningFormat
+from insula.chat.tools import MAX_CALLS
 from insula.engine.constraint import Constraints
 from insula.errors import ConfigError, ConstraintError, UnsupportedError
 from insula.types import Completion
@@ -107,6 +108,7 @@ def test_required(llm: LLM, template: str | None, *, parallel: bool) -> None:
             assert answer.text == ""
         if not parallel or template is LLAMA3:
             assert len(answer.tool_calls) == 1
+        assert len(answer.tool_calls) <= MAX_CALLS
         chunks = list(llm.chat_stream([user("Well?")], **options))
         assert "".join(chunk.text for chunk in chunks) == answer.text
         assert sum((chunk.tool_calls for chunk in chunks), ()) == answer.tool_calls
@@ -133,7 +135,7 @@ def test_auto_is_free_until_a_call_begins(llm: LLM) -> None:
     # No prompt makes a random model open a call, so the grammar is asked what it allows.
     constraint = held_to(
         None,
-        calling(TEMPLATE, TOOLS),
+        calling(TEMPLATE, TOOLS, parallel=True),
         thinking=ReasoningFormat(),
         prompt="",
         tokenizer=llm.tokenizer,
@@ -157,6 +159,8 @@ def test_auto_is_free_until_a_call_begins(llm: LLM) -> None:
     assert not allows('<tool_call>\n{"name": "then", "arguments": {}}')
     assert not allows('<tool_call>\n{"name": "now", "arguments": {"a": 1}}')
     assert not allows(f"{call} and more")
+    assert allows("\n".join([call] * MAX_CALLS))
+    assert not allows("\n".join([call] * (MAX_CALLS + 1)))
 
 
 def test_none_offers_no_tool(llm: LLM) -> None:

@@ -61,7 +61,7 @@ class ChatMethods:
         template: ChatTemplate | str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str | Mapping[str, Any] | None = None,
-        parallel_tool_calls: bool = True,
+        parallel_tool_calls: bool | None = None,
         constraint: Constraint | None = None,
         response_format: Mapping[str, Any] | None = None,
         grammar: str | None = None,
@@ -78,9 +78,10 @@ class ChatMethods:
             enable_thinking) are given to it, and the report says which it never looks at.
         tools: functions that the model may call, as OpenAI writes them. tool_choice: "auto" (the
             default: the model chooses), "none", "required", or {"type": "function", "function":
-            {"name": ...}}; parallel_tool_calls: whether one answer may have several calls. Calls
-            are held to the tools' schemas while they are written, and come in the completion's
-            `tool_calls` with finish_reason "tool_calls"; what was cut off inside one is "length".
+            {"name": ...}}; parallel_tool_calls: whether one answer may have several calls, at
+            most 8 (None: if the model's template knows calls). Calls are held to the tools' schemas
+            while they are written, and come in the completion's `tool_calls` with finish_reason
+            "tool_calls"; what was cut off inside one is "length".
         constraint, response_format, grammar: the answer's form, as in `generate`; an answer that
             calls tools is not held to it.
         overflow: "error", "stop" or "drop_oldest" (whole turns, never the system's message;
@@ -117,7 +118,7 @@ class ChatMethods:
         template: ChatTemplate | str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str | Mapping[str, Any] | None = None,
-        parallel_tool_calls: bool = True,
+        parallel_tool_calls: bool | None = None,
         constraint: Constraint | None = None,
         response_format: Mapping[str, Any] | None = None,
         grammar: str | None = None,
@@ -136,7 +137,7 @@ class ChatMethods:
         self._check_adapter(adapter)
         form = self._form(constraint, response_format, grammar)
         if whole.wanted(self._engine, messages):
-            if form is not None or tool_choice is not None or not parallel_tool_calls:
+            if form is not None or tool_choice is not None or parallel_tool_calls is not None:
                 require(self._engine.name, "constraints")
             handle = whole.submit(
                 self._engine,
@@ -191,7 +192,7 @@ class ChatMethods:
         template: ChatTemplate | str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str | Mapping[str, Any] | None = None,
-        parallel_tool_calls: bool = True,
+        parallel_tool_calls: bool | None = None,
         constraint: Constraint | None = None,
         response_format: Mapping[str, Any] | None = None,
         grammar: str | None = None,

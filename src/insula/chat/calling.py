@@ -69,13 +69,13 @@ class Calling:
 
 
 def calling(
-    template: str, tools: object, *, tool_choice: object = None, parallel: object = True
+    template: str, tools: object, *, tool_choice: object = None, parallel: object = None
 ) -> Calling:
     """What a caller's tools and choice come to with a template. Raises ConfigError,
     UnsupportedError (the model's way of calling is not connected)."""
     offered = checked_tools(tools)
-    chosen = choice(offered, tool_choice, parallel=parallel)
-    form = call_format(template) if chosen is not None else None
+    form = call_format(template) if offered and tool_choice != "none" else None
+    chosen = choice(offered, tool_choice, parallel=parallel, trained=form is not None)
     return Calling(
         tools=offered if chosen is not None else (),
         choice=chosen,

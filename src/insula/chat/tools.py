@@ -27,6 +27,8 @@ from insula.engine.request import Tokenizer
 from insula.errors import ConfigError, UnsupportedError
 
 MAX_TOOLS = 128
+#: Calls in one answer: a small model may not find an end.
+MAX_CALLS = 8
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _TOOL = '{"type": "function", "function": {"name": ..., "parameters": {a JSON schema}}}'
 _CHOICES = '"auto", "none", "required" or {"type": "function", "function": {"name": ...}}'
@@ -168,17 +170,24 @@ def _tool(at: int, tool: object) -> Tool:
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """What the caller allows. must: an answer is one or more calls. names: of the tools that may
-    be called."""
+    be called. several: in one answer."""
 
     must: bool
     names: tuple[str, ...]
-    parallel: bool = True
+    several: bool = True
 
 
-def choice(tools: Sequence[Tool], tool_choice: object, *, parallel: object) -> Choice | None:
-    """The choice among tools; None: none is called. Raises ConfigError."""
-    if not isinstance(parallel, bool):
+def choice(
+    tools: Sequence[Tool], tool_choice: object, *, parallel: object, trained: bool
+) -> Choice | None:
+    """The choice among tools; None: none is called.
+
+    trained: the model knows calls. One that does not rarely ends after one, so without a word from
+    the caller (parallel: None) it makes no more. Raises ConfigError.
+    """
+    if parallel is not None and not isinstance(parallel, bool):
         raise ConfigError(f"parallel_tool_calls: found {parallel!r:.40}; allowed: True or False")
+    several = trained if parallel is None else parallel
     names = tuple(tool.name for tool in tools)
     if tool_choice in (None, "none", "auto", "required"):
         if not tools:
@@ -187,7 +196,7 @@ def choice(tools: Sequence[Tool], tool_choice: object, *, parallel: object) -> C
             return None
         if tool_choice == "none":
             return None
-        return Choice(must=tool_choice == "required", names=names, parallel=parallel)
+        return Choice(must=tool_choice == "required", names=names, several=several)
     named = tool_choice.get("function") if isinstance(tool_choice, Mapping) else None
     if not isinstance(named, Mapping) or tool_choice.get("type", "function") != "function":  # type: ignore[attr-defined]
         raise ConfigError(f"tool_choice: found {tool_choice!r:.80}; allowed: {_CHOICES}")
@@ -195,7 +204,7 @@ def choice(tools: Sequence[Tool], tool_choice: object, *, parallel: object) -> C
     if name not in names:
         known = ", ".join(names) or "no tools were given"
         raise ConfigError(f"tool_choice: no tool is called {name!r:.80}; allowed: {known}")
-    return Choice(must=True, names=(str(name),), parallel=parallel)
+    return Choice(must=True, names=(str(name),), several=several)
 
 
 def quoted(text: str) -> str:
@@ -221,8 +230,10 @@ def rules(form: CallFormat, allowed: Choice, tokenizer: Tokenizer) -> tuple[str,
     Rules: `calls`, an answer that calls; `talk`, free text, where a call is no must. The tools'
     schemas are the grammars `tool_0`, `tool_1`, … in the order of the names.
     """
-    several = allowed.parallel and not form.single
-    rest = f"({quoted(form.between)} call)*" if several else ""
+    rest = ""
+    if allowed.several and not form.single:
+        for _ in range(MAX_CALLS - 1):
+            rest = f"({quoted(form.between)} call {rest})?"
     lines = ["call: " + " | ".join(f"call_{at}" for at in range(len(allowed.names)))]
     for at, name in enumerate(allowed.names):
         head = form.before + head_of(name, form.key)
