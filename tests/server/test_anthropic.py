@@ -67,7 +67,8 @@ def test_count_tokens(client, llm):
     ("asked", "named"),
     [
         ({"max_tokens": 0}, "max_tokens"),
-        ({"tools": [{"name": "f", "input_schema": {}}]}, "tools"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools"),
+        ({"tool_choice": {"type": "perhaps"}}, "tool_choice"),
         ({"container": "c"}, "container"),
         ({"messages": [*MESSAGES, {"role": "assistant", "content": "Sure"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages"),

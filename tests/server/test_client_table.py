@@ -21,6 +21,15 @@ DOC = Path(__file__).resolve().parents[2] / "docs" / "server.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 
+SCHEMA: Any = {
+    "type": "object",
+    "properties": {"place": {"enum": ["here", "there"]}},
+    "required": ["place"],
+    "additionalProperties": False,
+}
+ANSWER: Any = {"type": "json_schema", "json_schema": {"name": "where", "schema": SCHEMA}}
+TOOL: Any = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
+
 Call = Callable[[Any], object]
 
 
@@ -42,6 +51,18 @@ def of_openai(client: openai.OpenAI) -> dict[str, tuple[str, Call]]:
             "",
             lambda c: c.chat.completions.create(
                 **chat, n=2, logprobs=True, top_logprobs=2, seed=1, stop=["x"], logit_bias={"5": 1}
+            ),
+        ),
+        "…, response_format json_schema": (
+            "",
+            lambda c: c.chat.completions.create(
+                **{**chat, "max_tokens": 60}, response_format=ANSWER
+            ),
+        ),
+        "…, tools, tool_choice=required": (
+            "",
+            lambda c: c.chat.completions.create(
+                **{**chat, "model": "endless"}, tools=[TOOL], tool_choice="required"
             ),
         ),
         "…, prediction": (
@@ -83,6 +104,14 @@ def of_ollama(client: ollama.Client) -> dict[str, tuple[str, Call]]:
             "",
             lambda c: list(c.chat("tiny", MESSAGES, options=few, stream=True)),
         ),
+        "…, format": (
+            "",
+            lambda c: c.chat("tiny", MESSAGES, options={"num_predict": 60}, format=SCHEMA),
+        ),
+        "…, tools": (
+            "",
+            lambda c: c.chat("endless", MESSAGES, options=few, tools=[TOOL]),
+        ),
         "…, images": (
             "",
             lambda c: c.chat("tiny", [{**MESSAGES[0], "images": ["aGk="]}], options=few),
@@ -104,6 +133,14 @@ def of_anthropic(client: anthropic.Anthropic) -> dict[str, tuple[str, Call]]:
     return {
         "messages.create": ("POST /v1/messages", lambda c: c.messages.create(**ask)),
         "…, stream=True": ("", lambda c: list(c.messages.create(**ask, stream=True))),
+        "…, tools, tool_choice=any": (
+            "",
+            lambda c: c.messages.create(
+                **{**ask, "model": "endless"},
+                tools=[{"name": "look", "input_schema": SCHEMA}],
+                tool_choice={"type": "any"},
+            ),
+        ),
         "messages.count_tokens": (
             "POST /v1/messages/count_tokens",
             lambda c: c.messages.count_tokens(model="tiny", messages=MESSAGES),

@@ -113,9 +113,14 @@ def test_what_is_not_used_is_said_and_what_is_not_there_refused(client, served):
         with pytest.raises(ollama.ResponseError, match=named) as caught:
             client.chat("tiny", MESSAGES, options={"num_predict": 1, **wrong})
         assert caught.value.status_code == 400
-    for wrong in ({"format": "json"}, {"think": True}, {"tools": [{"type": "function"}]}):
-        with pytest.raises(ollama.ResponseError, match=next(iter(wrong))):
+    for wrong, said in (
+        ({"format": {"type": 5}}, "constraint"),
+        ({"think": True}, "think"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+    ):
+        with pytest.raises(ollama.ResponseError, match=said) as caught:
             client.chat("tiny", MESSAGES, options=FIXED, **wrong)
+        assert caught.value.status_code == 400
     with pytest.raises(ollama.ResponseError, match="suffix"):
         client.generate("tiny", "a", suffix="b", options=FIXED)
 
@@ -159,7 +164,7 @@ def test_what_there_is(client, files):
     assert listed["tiny"].details.family == "llama"
     assert listed["encoder"].details.family == "bert"
     shown = client.show("tiny")
-    assert shown.capabilities == ["completion"]
+    assert shown.capabilities == ["completion", "tools"]
     assert shown.template.startswith("{% for message")
     assert shown.modelinfo["llama.context_length"] == 512
     assert shown.license == "apache-2.0"

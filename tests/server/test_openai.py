@@ -311,8 +311,10 @@ def test_headers_say_who_answered(client):
     [
         ({"temprature": 1}, "temprature"),
         ({"audio": {"voice": "x"}}, "audio"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [{"type": "function", "function": {"name": "no name"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"grammar": "nothing to start from"}, "grammar"),
         ({"store": True}, "store"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),

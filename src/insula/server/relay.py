@@ -119,6 +119,7 @@ def _joined(first: Chunk, then: Chunk) -> Chunk:
         token_ids=first.token_ids + then.token_ids,
         logprobs=logprobs,
         reasoning=first.reasoning + then.reasoning,
+        tool_calls=first.tool_calls + then.tool_calls,
         queue_seconds=first.queue_seconds if then.queue_seconds is None else then.queue_seconds,
     )
 
@@ -126,6 +127,7 @@ def _joined(first: Chunk, then: Chunk) -> Chunk:
 def _size(chunk: Chunk) -> int:
     """Of what is to be written of it. Joining two adds up."""
     size = 4 * (len(chunk.text) + len(chunk.reasoning))
+    size += sum(ENTRY + 4 * len(call.arguments) for call in chunk.tool_calls)
     for entry in chunk.logprobs or ():
         size += ENTRY + ALTERNATIVE * len(entry.top)
     return size

@@ -71,8 +71,8 @@ ROUTES: tuple[Route, ...] = (
     *_rows(
         "anthropic",
         """
-        POST   /v1/messages                inference  anthropic:messages
-        POST   /v1/messages/count_tokens   inference  anthropic:count_tokens
+        POST   /v1/messages                inference  anthropic.messages:messages
+        POST   /v1/messages/count_tokens   inference  anthropic.messages:count_tokens
         """,
     ),
     *_rows(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Request
@@ -14,7 +16,7 @@ from insula.server.generation import answering, generation
 from insula.server.ollama.keep_alive import seconds_of
 from insula.server.ollama.options import (
     check_context,
-    check_format,
+    constraint_options,
     logprob_options,
     read_options,
 )
@@ -23,6 +25,7 @@ from insula.server.ollama.reply import Reply
 from insula.server.schema import Body, read
 from insula.server.thinking import template_arguments
 from insula.server.wire import Wire
+from insula.types import ToolCall
 
 
 class ChatBody(Body):
@@ -49,9 +52,7 @@ async def chat(request: Request) -> Response:
     keep_alive = seconds_of(body.keep_alive)
     options, notes = read_options(body.options)
     sampling = options.sampling() | logprob_options(body.logprobs, body.top_logprobs)
-    check_format(body.format)
-    if body.tools:
-        raise unsupported("tools")
+    sampling |= constraint_options(body.format, body.tools)
     if body.shift:
         notes.append("shift: a context that is full ends the answer here")
     messages = [_plain(at, message) for at, message in enumerate(body.messages)]
@@ -77,10 +78,15 @@ async def chat(request: Request) -> Response:
     return answering(request, "ollama", work)
 
 
-def _piece(text: str, reasoning: str) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
+def _piece(text: str, reasoning: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
     if reasoning:
         message["thinking"] = reasoning
+    if calls:
+        message["tool_calls"] = [
+            {"function": {"name": call.name, "arguments": json.loads(call.arguments)}}
+            for call in calls
+        ]
     return {"message": message}
 
 

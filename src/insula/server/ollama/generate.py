@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Request
@@ -14,7 +15,7 @@ from insula.server.generation import answering, generation
 from insula.server.ollama.keep_alive import seconds_of
 from insula.server.ollama.options import (
     check_context,
-    check_format,
+    constraint_options,
     logprob_options,
     read_options,
 )
@@ -23,6 +24,7 @@ from insula.server.ollama.reply import Reply
 from insula.server.schema import Body, read
 from insula.server.thinking import template_arguments
 from insula.server.wire import Wire
+from insula.types import ToolCall
 
 
 class GenerateBody(Body):
@@ -54,7 +56,7 @@ async def generate(request: Request) -> Response:
     keep_alive = seconds_of(body.keep_alive)
     options, notes = read_options(body.options)
     sampling = options.sampling() | logprob_options(body.logprobs, body.top_logprobs)
-    check_format(body.format)
+    sampling |= constraint_options(body.format)
     for name, why in (
         ("suffix", ""),
         ("template", "the model's own is used"),
@@ -94,7 +96,7 @@ async def generate(request: Request) -> Response:
     return answering(request, "ollama", work)
 
 
-def _piece(text: str, reasoning: str) -> dict[str, Any]:
+def _piece(text: str, reasoning: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
     return {"response": text, "thinking": reasoning} if reasoning else {"response": text}
 
 

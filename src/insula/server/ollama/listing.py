@@ -124,6 +124,8 @@ def _capabilities(facts: Facts | None, template: str) -> list[str]:
     if facts is not None and facts.embeds:
         return ["embedding"]
     found = ["completion"]
+    if template:  # calls are held to their schemas whatever the model was trained for
+        found.append("tools")
     if "enable_thinking" in template or "reasoning_effort" in template:
         found.append("thinking")
     return found

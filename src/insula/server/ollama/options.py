@@ -13,8 +13,9 @@ from pydantic import Field
 
 from insula.engine.options import sampling_params
 from insula.errors import ConfigError
-from insula.server.errors import RefusalError, unsupported
+from insula.server.errors import RefusalError
 from insula.server.generation import given, seeds
+from insula.server.openai.constraints import constraints
 from insula.server.sampling import MOST_ALTERNATIVES, Integer, Number, Seed, Stops
 from insula.server.schema import Body
 
@@ -84,7 +85,14 @@ def logprob_options(wanted: bool | None, top: int | None) -> dict[str, Any]:
     return {"logprobs": top or 0} if wanted else {}
 
 
-def check_format(form: Any) -> None:
-    """Refuse what an answer's format cannot be made to be."""
-    if form not in (None, ""):
-        raise unsupported("format")
+def constraint_options(form: Any, tools: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Ollama's format ("json", or a schema) and tools. Raises RefusalError, ConstraintError."""
+    asked: dict[str, Any] = {"tools": tools}
+    if form == "json":
+        asked["response_format"] = {"type": "json_object"}
+    elif isinstance(form, dict):
+        schema = {"name": "format", "schema": form}
+        asked["response_format"] = {"type": "json_schema", "json_schema": schema}
+    elif form not in (None, ""):
+        raise RefusalError(400, 'format: allowed are "json" and a JSON schema', param="format")
+    return constraints(asked)

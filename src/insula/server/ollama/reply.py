@@ -13,10 +13,14 @@ from typing import Any
 
 from insula.server.generation import Generation
 from insula.server.wire import Wire
-from insula.types import Chunk, Completion, Report, TokenLogprob
+from insula.types import Chunk, Completion, Report, TokenLogprob, ToolCall
 
-#: Makes a piece's own part: (text, reasoning) -> keys beside model and done.
-Piece = Callable[[str, str], dict[str, Any]]
+#: Makes a piece's own part: (text, reasoning, calls of tools) -> keys beside model and done.
+Piece = Callable[[str, str, Sequence[ToolCall]], dict[str, Any]]
+
+
+#: Ollama has no word for calls: they are an answer that has ended.
+_REASONS = {"tool_calls": "stop"}
 
 
 def now() -> str:
@@ -44,7 +48,10 @@ class Reply:
         """As one document."""
         [completion] = await self._job.whole([answer])
         document = self._document(
-            completion.text, completion.reasoning or "", completion.logprobs or ()
+            completion.text,
+            completion.reasoning or "",
+            completion.tool_calls,
+            completion.logprobs or (),
         )
         await wire.whole({**document, **self.last(completion)})
 
@@ -54,18 +61,25 @@ class Reply:
             if item is None:
                 continue
             chunk = item[1]
-            if chunk.text or chunk.reasoning or chunk.logprobs:
-                document = self._document(chunk.text, chunk.reasoning, chunk.logprobs or ())
+            if chunk.text or chunk.reasoning or chunk.tool_calls or chunk.logprobs:
+                document = self._document(
+                    chunk.text, chunk.reasoning, chunk.tool_calls, chunk.logprobs or ()
+                )
                 await wire.event({**document, "done": False}, form="ndjson")
             if chunk.completion is not None:
-                document = self._document("", "", ())
+                document = self._document("", "", (), ())
                 await wire.event({**document, **self.last(chunk.completion)}, form="ndjson")
         await wire.end()
 
     def _document(
-        self, text: str, reasoning: str, logprobs: Sequence[TokenLogprob]
+        self,
+        text: str,
+        reasoning: str,
+        calls: Sequence[ToolCall],
+        logprobs: Sequence[TokenLogprob],
     ) -> dict[str, Any]:
-        document = {"model": self._job.name, "created_at": now(), **self._piece(text, reasoning)}
+        own = self._piece(text, reasoning, calls)
+        document = {"model": self._job.name, "created_at": now(), **own}
         if self._top is not None and logprobs:
             document["logprobs"] = [self._entry(entry, self._top) for entry in logprobs]
         return document
@@ -86,7 +100,7 @@ class Reply:
         report = completion.report
         document: dict[str, Any] = {
             "done": True,
-            "done_reason": completion.finish_reason,
+            "done_reason": _REASONS.get(completion.finish_reason, completion.finish_reason),
             "total_duration": nanoseconds(time.perf_counter() - self._job.began),
             "load_duration": nanoseconds(self._job.load_seconds),
             "prompt_eval_count": report.prompt_tokens,

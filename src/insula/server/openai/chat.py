@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,7 +17,7 @@ from insula.server import state
 from insula.server.errors import RefusalError
 from insula.server.generation import Generation, answering, generation, given
 from insula.server.openai import logprobs
-from insula.server.openai.constraints import constraints
+from insula.server.openai.constraints import calls, constraints
 from insula.server.openai.usage import usage
 from insula.server.sampling import MOST_ALTERNATIVES, Integer, Sampling
 from insula.server.schema import Body, read
@@ -132,6 +133,9 @@ class _Answer:
         }
         if completion.reasoning:
             message["reasoning_content"] = completion.reasoning
+        if completion.tool_calls:
+            message["content"] = completion.text or None
+            message["tool_calls"] = calls(completion.tool_calls)
         entries = None
         if self._top is not None:
             entries = logprobs.chat(completion.logprobs or (), self._top)
@@ -144,6 +148,7 @@ class _Answer:
 
     async def stream(self, wire: Wire, *, with_usage: bool) -> None:
         begun: set[int] = set()
+        called: Counter[int] = Counter()
         reports: list[Report] = []
         empty = {"usage": None} if with_usage else {}
 
@@ -164,6 +169,9 @@ class _Answer:
                 delta["reasoning_content"] = chunk.reasoning
             if chunk.text:
                 delta["content"] = chunk.text
+            if chunk.tool_calls:
+                delta["tool_calls"] = calls(chunk.tool_calls, called[index])
+                called[index] += len(chunk.tool_calls)
             entries = None
             if self._top is not None and chunk.logprobs:
                 entries = logprobs.chat(chunk.logprobs, self._top)

@@ -18,6 +18,7 @@ from insula.server.errors import RefusalError
 from insula.server.generation import Generation, answering, generation, given
 from insula.server.openai import logprobs
 from insula.server.openai.chat import StreamOptions
+from insula.server.openai.constraints import constraints
 from insula.server.openai.embeddings import Id
 from insula.server.openai.usage import usage
 from insula.server.options import Limits
@@ -38,6 +39,8 @@ class CompletionBody(Sampling):
     max_tokens: Integer = MAX_TOKENS
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
+    response_format: dict[str, Any] | None = None
+    grammar: str | None = None
     best_of: Integer | None = None
     stream_options: dict[str, Any] | None = None
 
@@ -59,6 +62,7 @@ async def completions(request: Request) -> Response:
     prompts = body.prompts(limits)
     options = body.options(most_samples=limits.samples)
     options["max_tokens"] = body.max_tokens
+    options |= constraints(body.model_dump(include={"response_format", "grammar"}))
     if body.logprobs is not None:
         options["logprobs"] = body.logprobs
     if body.adapter is not None:

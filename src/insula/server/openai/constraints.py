@@ -1,27 +1,35 @@
-"""What an answer must be: tools, response_format, grammar. The one place that says what of it there
-is, for every family."""
+"""What an answer must be: tools, response_format, grammar; and calls as OpenAI writes them.
+
+Whether a schema or a grammar can be followed is the engine's to say (engine/constraint.py); its
+errors name the parameter. Here is only what asks for nothing, in every family.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from insula.server.errors import unsupported
-
-#: Of a request that asks for nothing of the kind.
-_FREE: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
-    "grammar": ("",),
-}
+from insula.given import wanted_form
+from insula.types import ToolCall
 
 
 def constraints(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `LLM.chat_stream` for it. Raises RefusalError that names the parameter."""
-    for name, free in _FREE.items():
-        value = asked.get(name)
-        if value is not None and value not in free:
-            raise unsupported(name)
-    return {}
+    """The options of `LLM.chat_stream` for it. Raises ConfigError, ConstraintError."""
+    options = {name: value for name, value in asked.items() if value not in (None, "", [])}
+    wanted_form(None, options.get("response_format"), options.get("grammar"))
+    if "tools" not in options:
+        options.pop("parallel_tool_calls", None)
+    return options
+
+
+def calls(found: Sequence[ToolCall], first: int | None = None) -> list[dict[str, Any]]:
+    """Calls of tools. first: the index of the first of them in a streamed answer."""
+    return [
+        {
+            **({} if first is None else {"index": first + at}),
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for at, call in enumerate(found)
+    ]

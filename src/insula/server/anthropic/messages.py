@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,32 +16,38 @@ from insula.engine.options import sampling_params
 from insula.engine.sampling import MAX_STOPS
 from insula.llm import LLM
 from insula.server import state
-from insula.server.errors import RefusalError, unsupported
+from insula.server.anthropic.asked import conversation, tool_options, tools
+from insula.server.errors import RefusalError
 from insula.server.generation import Generation, answering, generation, given
 from insula.server.sampling import Integer, Number
 from insula.server.schema import Body, read
 from insula.server.thinking import template_arguments
 from insula.server.wire import Wire
-from insula.types import Completion, Report
+from insula.types import Completion, Report, ToolCall
 
-_STOPS = {"stop": "end_turn", "length": "max_tokens", "cancelled": "end_turn"}
+_STOPS = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "cancelled": "end_turn",
+    "tool_calls": "tool_use",
+}
 
 
 class CountBody(Body):
     """A conversation."""
 
-    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {"tools": ([],)}
     model: Annotated[str, Field(min_length=1, max_length=512)]
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
     system: str | list[dict[str, Any]] | None = None
     thinking: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
 
 
 class MessagesBody(CountBody):
     """What may be asked."""
 
     NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "tools": ([],),
         "service_tier": ("auto", "standard_only"),
     }
     max_tokens: Annotated[Integer, Field(ge=1)]
@@ -65,12 +72,13 @@ async def messages(request: Request) -> Response:
         }
     )
     sampling_params(None, sampling)
-    conversation = _conversation(body)
+    sampling |= tool_options(body.tools, body.tool_choice)
+    turns = conversation(body.system, body.messages)
 
     async def work(wire: Wire) -> None:
         async with generation(request, wire, body.model) as job:
             answer = job.llm.chat_stream(
-                conversation,
+                turns,
                 **sampling,
                 salt=job.salt,
                 template_arguments=_thinking(job.llm.llm, body.thinking) or None,
@@ -90,7 +98,9 @@ async def messages(request: Request) -> Response:
                 content.append(
                     {"type": "thinking", "thinking": completion.reasoning, "signature": ""}
                 )
-            content.append({"type": "text", "text": completion.text})
+            if completion.text or not completion.tool_calls:
+                content.append({"type": "text", "text": completion.text})
+            content += [_block(call, json.loads(call.arguments)) for call in completion.tool_calls]
             await wire.whole(
                 {
                     **head,
@@ -103,17 +113,21 @@ async def messages(request: Request) -> Response:
     return answering(request, "anthropic", work)
 
 
+def _block(call: ToolCall, given: Any) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": given}
+
+
 async def count_tokens(request: Request) -> Response:
     """How many tokens a conversation is, through the model's own template."""
     body = await read(request, CountBody, state.of(request).limits)
-    conversation = _conversation(body)
+    turns = conversation(body.system, body.messages)
 
     async def work(wire: Wire) -> None:
         async with generation(request, wire, body.model) as job:
             llm = job.llm.llm
             arguments = _thinking(llm, body.thinking) or None
             count = await asyncio.to_thread(
-                llm.count_chat, conversation, template_arguments=arguments
+                llm.count_chat, turns, tools=tools(body.tools) or None, template_arguments=arguments
             )
             await wire.whole({"input_tokens": count})
 
@@ -173,6 +187,14 @@ async def _stream(
             await send(
                 "content_block_delta", index=index, delta={"type": f"{kind}_delta", kind: piece}
             )
+        for call in chunk.tool_calls:
+            if block:
+                await send("content_block_stop", index=index)
+                index += 1
+            block = "tool_use"
+            await send("content_block_start", index=index, content_block=_block(call, {}))
+            delta = {"type": "input_json_delta", "partial_json": call.arguments}
+            await send("content_block_delta", index=index, delta=delta)
         if chunk.completion is not None:
             last = chunk.completion
     assert last is not None
@@ -192,39 +214,6 @@ def _usage(report: Report) -> dict[str, Any]:
         "cache_creation_input_tokens": 0,
         "output_tokens": report.completion_tokens,
     }
-
-
-def _conversation(body: CountBody) -> list[dict[str, Any]]:
-    """The messages as a template knows them. Raises RefusalError for what is not text."""
-    found = []
-    if body.system:
-        found.append({"role": "system", "content": _text("system", body.system)})
-    for at, message in enumerate(body.messages):
-        role = message.get("role")
-        if role not in ("user", "assistant"):
-            raise RefusalError(
-                400, f"messages[{at}]: the role is user or assistant", param="messages"
-            )
-        found.append({"role": role, "content": _text(f"messages[{at}]", message.get("content"))})
-    if found[-1]["role"] == "assistant":
-        raise unsupported("messages", "an answer that is begun (a last turn of the assistant's)")
-    return found
-
-
-def _text(where: str, content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise RefusalError(400, f"{where}: content is missing", param="messages")
-    pieces = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("thinking", "redacted_thinking"):
-            continue  # an earlier turn's, which templates leave out too
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise unsupported("messages", f"{where} has a part of type {str(kind)[:40]!r}")
-        pieces.append(part["text"])
-    return "\n".join(pieces)
 
 
 def _thinking(llm: LLM, asked: Mapping[str, Any] | None) -> dict[str, Any]:
