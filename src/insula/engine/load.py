@@ -300,7 +300,9 @@ def _embedding(
     if options.cache_dir is not None:
         notes = (*notes, "nothing is kept on disk: embeddings have no prefix cache")
     notes = (*model.graph.notes, *notes)
-    runner = _runner(model, choice.backend, n_pages, kv_type, options, max_rows=rows)
+    runner = _runner(
+        model, choice.backend, n_pages, kv_type, options, max_rows=rows, whole_numbers=True
+    )
     stack.callback(runner.close)
     engine = sizes.engine_for(model, runner, n_ctx=n_ctx, reason=choice.reason, notes=notes)
     info = ModelInfo(
@@ -378,6 +380,7 @@ def _runner(
     *,
     adapters: Sequence[Adapter] = (),
     max_rows: int | None = None,
+    whole_numbers: bool = False,
 ) -> Runner:
     if backend == "reference":
         from insula.ops.reference import ReferenceRunner
@@ -394,6 +397,7 @@ def _runner(
         max_rows=max_rows or MAX_ROWS,
         packed=(options.home, _fingerprint(model)) if options.weights == "mmap" else None,
         adapters=adapters,
+        whole_numbers=whole_numbers,
     )
 
 
