@@ -69,7 +69,7 @@ def test_none_or_several(hub: HubServer, filename: str | None, message: str) -> 
 
 
 def test_what_is_not_here(hub: HubServer, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="models in parts"):
+    with pytest.raises(ValueError, match="come with its first one"):
         load("*F32*", additional_files=["b.gguf"])
     with pytest.raises(ValueError, match="owner/none"):
         Llama.from_pretrained("owner/none", "*.gguf")
