@@ -339,3 +339,36 @@ def test_whose_template_language_it_is(template, go) -> None:
 
 def test_a_template_that_is_only_text() -> None:
     assert [node.text for node in parse("plain")] == ["plain"]
+
+
+THINKING = """{{- $lastUser := -1 -}}
+{{- range $i, $m := .Messages -}}
+{{- if eq $m.Role "user" }}{{ $lastUser = $i }}{{ end -}}
+{{- end }}
+{{- range $i, $_ := .Messages }}
+{{- $last := eq (len (slice $.Messages $i)) 1 -}}
+[{{ .Role }}]
+{{- if and .Thinking (or $last (gt $i $lastUser)) }}<think>{{ .Thinking }}</think>{{ end -}}
+{{ .Content }}
+{{- if and $.IsThinkSet (eq $i $lastUser) }}
+   {{- if $.Think -}}
+      {{- " "}}/think
+   {{- else -}}
+      {{- " "}}/no_think
+   {{- end -}}
+{{- end }}
+{{- if and (ne .Role "assistant") $last }}[assistant]
+{{ if and $.IsThinkSet (not $.Think) -}}
+<think></think>
+{{ end -}}
+{{ end }}
+{{- end }}"""
+
+
+def test_thoughts_stay_where_the_template_wants_them() -> None:
+    asked = [*USER, {"role": "assistant", "content": "A", "reasoning_content": "why"}]
+    assert rendered(THINKING, asked) == "[user]Hello, you.[assistant]<think>why</think>A"
+    text = rendered(THINKING, [*asked, *USER], enable_thinking=False)
+    assert text == (
+        "[user]Hello, you.[assistant]A[user]Hello, you. /no_think[assistant]\n<think></think>\n"
+    )

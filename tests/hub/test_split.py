@@ -244,3 +244,19 @@ def test_a_base_of_a_modelfile(whole, files, tmp_path) -> None:
     upon = create("three", parse("FROM mine"), folder=tmp_path, store=store).manifest
     assert upon.digest == first.digest
     assert answer("three") == answer(whole)
+
+
+def test_what_a_link_cannot_be_made_of(files, tmp_path, monkeypatch) -> None:
+    """Where the file system has no hard links there are symbolic ones."""
+    store = ModelStore()
+    manifest = take_file(files[0], "a:1", store, None)
+
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(1, "no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    first = store.path(manifest)
+    assert not first.is_symlink()  # what is right stays
+    first.unlink()
+    assert store.path(manifest).is_symlink()
+    assert answer("a:1")

@@ -70,7 +70,7 @@ TEXTS = {
     "index_without_digest": "el índice de paquetes no da el sha256 de {wheel}; no se puede descargar de allí",
     "bad_lock": "{path} no es un fichero de bloqueo de Insula; recupéralo de tu repositorio, o bórralo y fija los modelos de nuevo con insula lock",
     "locked_bytes": "{name} está fijado por {path} al sha256 {pinned}…, y ahora significa {found}…; no se ha usado. Para aceptar el cambio: insula lock --remove {name}, y después descárgalo y fíjalo de nuevo",
-    "locked_settings": "{name} está fijado por {path}, y su plantilla, su mensaje de sistema, sus parámetros o su licencia han cambiado desde entonces; no se ha usado. Para aceptar el cambio: insula lock --remove {name}, y después descárgalo y fíjalo de nuevo",
+    "locked_settings": "{name} está fijado por {path}, y una parte posterior, su adaptador, su plantilla, su mensaje de sistema, sus parámetros o su licencia han cambiado desde entonces; no se ha usado. Para aceptar el cambio: insula lock --remove {name}, y después descárgalo y fíjalo de nuevo",
     "not_pinned": "{name} no está fijado por {path}",
     "no_trusted_keys": "INSULA_TRUSTED_KEYS nombra {path}, que no está",
     "bad_trusted_keys": "{path}, línea {line}: se esperaba una clave pública de minisign (56 caracteres, RW…) y el principio de un origen, como https://models.example.org/ o *",
