@@ -143,7 +143,7 @@ def test_a_folders_adapter_is_the_same_numbers(base, tmp_path) -> None:
         ("llama.gguf", FormatError, "is no adapter"),
         ("stranger.gguf", FormatError, "is for 'qwen2'"),
         ("wide.gguf", FormatError, "another model"),
-        ("folder", InsulaError, "adapter_config.json"),
+        ("folder", InsulaError, "ADAPTER .*folder: .*folder.adapter_config.json"),
     ],
 )
 def test_what_is_no_adapter_of_this_base(base, tmp_path, adapter, kind, says) -> None:
@@ -198,6 +198,14 @@ def test_where_only_a_file_will_do_it_is_refused(base, tmp_path) -> None:
         resolve("mine")
     with pytest.raises(UnsupportedError, match="insula merge"):
         LLM(base, speculate="mine")
+
+
+def test_without_its_bytes_it_is_not_another_model(base, tmp_path) -> None:
+    gguf_adapter(base, tmp_path / "lora.gguf")
+    manifest = make(tmp_path, "lora.gguf")
+    ModelStore().blob_path(manifest.layers[0].sha256).unlink()
+    with pytest.raises(NotFoundError, match="missing or incomplete"):
+        LLM("mine")
 
 
 def test_an_adapter_of_a_registry(hub, base, tmp_path, quick) -> None:

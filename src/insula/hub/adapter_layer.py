@@ -14,7 +14,7 @@ import numpy as np
 from insula.errors import FormatError, NotFoundError, UnsupportedError
 from insula.formats.gguf import GGUFFile
 from insula.formats.gguf_writer import GGUFWriter
-from insula.hub import signatures
+from insula.hub import places, signatures
 from insula.hub.manifest import Layer
 from insula.hub.pull_file import read_through
 from insula.hub.transport import Progress
@@ -37,21 +37,29 @@ def take_adapter(path: Path, base: Path, copy: Path, progress: Progress | None) 
         path = path.parent
     try:
         if path.is_dir():
-            for file in (path / CONFIG, path / WEIGHTS):
-                if signature := signatures.wanted_beside(file):
-                    signature.check_file(file)
-            _write(_fitting(path, base), base, copy)
+            # Copied first, so that what is checked is what is read.
+            folder = places.private_folder(copy.with_name(f"{copy.name}-folder"))
+            for name in (CONFIG, WEIGHTS):
+                if (path / name).is_file():
+                    _checked(path / name, folder / name, progress)
+            _write(_fitting(folder, base), base, copy)
             sha256, size = read_through(copy, None, progress)
         else:
-            signature = signatures.wanted_beside(path)
-            sha256, size = read_through(path, copy, progress)
-            if signature is not None:
-                signature.check_file(copy)
+            sha256, size = _checked(path, copy, progress)
             _fitting(copy, base)
     except (FormatError, UnsupportedError, NotFoundError) as error:
-        reason = str(error).replace(copy.name, path.name)
+        reason = str(error).replace(f"{copy}-folder", str(path)).replace(copy.name, path.name)
         raise type(error)(text("hub.adapter_refused", path=path, reason=reason)) from None
     return Layer(kind="adapter", sha256=sha256, size=size)
+
+
+def _checked(path: Path, copy: Path, progress: Progress | None) -> tuple[str, int]:
+    """The digest and size of a file that is signed as it must be, with its bytes at `copy`."""
+    signature = signatures.wanted_beside(path)
+    found = read_through(path, copy, progress)
+    if signature is not None:
+        signature.check_file(copy)
+    return found
 
 
 def _fitting(path: Path, base: Path) -> dict[str, Update]:

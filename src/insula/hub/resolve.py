@@ -105,6 +105,8 @@ def _of_store(manifest: Manifest, store: ModelStore) -> Located:
     adapters = manifest.of_kind("adapter")
     if len(adapters) > 1:
         raise UnsupportedError(text("hub.several_adapters", name=manifest.name))
+    if adapters and not store.has_blob(adapters[0].sha256, adapters[0].size):
+        raise NotFoundError(text("hub.blob_gone", name=manifest.name))
     return Located(
         path=store.path(manifest),
         name=manifest.name,
