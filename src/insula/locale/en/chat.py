@@ -11,4 +11,5 @@ TEXTS = {
     "dropped": "the context holds {n_ctx} tokens: the oldest {turns} turn(s) ({tokens} tokens) were dropped",
     "clipped": "max_tokens {asked} cut to {left}: the context holds {n_ctx} tokens",
     "unused": "the chat template does not use {what}: the model has not seen it",
+    "go_template": "the model's TEMPLATE is in Ollama's (Go) language and is not used ({reason}); the template in the model's own file is, if it has one",
 }

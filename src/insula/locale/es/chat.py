@@ -11,4 +11,5 @@ TEXTS = {
     "dropped": "en el contexto caben {n_ctx} tokens: se han olvidado los {turns} turnos más antiguos ({tokens} tokens)",
     "clipped": "max_tokens pasa de {asked} a {left}: en el contexto caben {n_ctx} tokens",
     "unused": "la plantilla de conversación no usa {what}: el modelo no lo ha visto",
+    "go_template": "la TEMPLATE del modelo está en el lenguaje de Ollama (Go) y no se usa ({reason}); se usa la plantilla del propio fichero del modelo, si la tiene",
 }
