@@ -26,6 +26,10 @@ from insula.models.folder import read_json
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _SYMBOLS_AND_SPACE = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LOWER_LAST = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+_UPPER_FIRST = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+_SLASHES_AND_SPACE = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _byte_level(*, use_regex: bool) -> dict[str, Any]:
@@ -82,6 +86,23 @@ PRE_TOKENIZERS = (
     PreTokenizer(
         name="llama-bpe",
         definition=_split_then_bytes(_CONTRACTIONS + r"\p{N}{1,3}" + _SYMBOLS_AND_SPACE),
+        ignore_merges=True,
+    ),
+    PreTokenizer(  # Phi-4, OLMo 2
+        name="dbrx",
+        definition=_split_then_bytes(_CONTRACTIONS + r"\p{N}{1,3}" + _SYMBOLS_AND_SPACE),
+    ),
+    PreTokenizer(  # gpt-oss, Phi-4-mini
+        name="gpt-4o",
+        definition=_split_then_bytes(
+            _LOWER_LAST + _ENDINGS + _UPPER_FIRST + _ENDINGS + r"\p{N}{1,3}" + _SLASHES_AND_SPACE
+        ),
+    ),
+    PreTokenizer(  # Mistral since NeMo
+        name="tekken",
+        definition=_split_then_bytes(
+            _LOWER_LAST + "|" + _UPPER_FIRST + "|" + r"\p{N}" + _SLASHES_AND_SPACE
+        ),
         ignore_merges=True,
     ),
     PreTokenizer(
@@ -170,17 +191,19 @@ def _bpe(model: Mapping[str, Any], n_vocab: int) -> tuple[dict[str, Any], tuple[
 def identify(model: Mapping[str, Any]) -> PreTokenizer:
     """The pre-tokenizer that a tokenizer.json defines. Raises UnsupportedError if unknown."""
     found = _essence(model.get("pre_tokenizer"))
-    normalizer = (model.get("normalizer") or {}).get("type")
-    for known in PRE_TOKENIZERS:
-        if found == known.definition:
-            ignore_merges = bool((model.get("model") or {}).get("ignore_merges"))
-            if ignore_merges != known.ignore_merges or normalizer not in (None, known.normalizer):
-                raise UnsupportedError(
-                    f"tokenizer.json cuts text as {known.name!r} does, but with ignore_merges="
-                    f"{ignore_merges} and the normalizer {normalizer}; {known.name!r} has "
-                    f"ignore_merges={known.ignore_merges} and {known.normalizer}"
-                )
+    normalizer = model.get("normalizer") or {}
+    kind = None if normalizer.get("normalizers") == [] else normalizer.get("type")
+    ignore_merges = bool((model.get("model") or {}).get("ignore_merges"))
+    same = [known for known in PRE_TOKENIZERS if known.definition == found]
+    for known in same:
+        if ignore_merges == known.ignore_merges and kind in (None, known.normalizer):
             return known
+    if same:
+        raise UnsupportedError(
+            f"tokenizer.json cuts text as {same[0].name!r} does, but with ignore_merges="
+            f"{ignore_merges} and the normalizer {kind}; known here: "
+            + ", ".join(f"{p.name} with {p.ignore_merges} and {p.normalizer}" for p in same)
+        )
     raise UnsupportedError(
         "tokenizer.json defines a pre-tokenizer that is not one of "
         f"{', '.join(p.name for p in PRE_TOKENIZERS)}: {json.dumps(found)[:300]}"
