@@ -20,6 +20,13 @@ def test_the_page_is_up_to_date(tmp_path: Path) -> None:
     assert support_table.written(page, tmp_path) == page, support_table.__doc__
 
 
+def test_the_page_describes_each_once() -> None:
+    page = support_table.PAGE.read_text(encoding="utf-8").partition(support_table.BEGIN)[0]
+    described = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    described = [name for name in described if name in ARCHITECTURES]
+    assert sorted(described) == sorted(ARCHITECTURES)
+
+
 def test_every_architecture_has_a_golden(tmp_path: Path) -> None:
     found = support_table.by_architecture(tmp_path)
     assert set(found) == set(ARCHITECTURES)

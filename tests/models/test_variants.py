@@ -51,8 +51,8 @@ def checkpoint(folder: Path, kind: str, settings: dict[str, Any], change: dict[s
     model.save_pretrained(folder)
     tiny_tokenizer.save(folder)
     path = folder / "config.json"
-    made = {**json.loads(path.read_text()), **change}
-    path.write_text(json.dumps({k: v for k, v in made.items() if v is not None}))
+    made = {k: v for k, v in json.loads(path.read_text()).items() if k not in change}
+    path.write_text(json.dumps(made | {k: v for k, v in change.items() if v is not None}))
     return folder
 
 
@@ -78,8 +78,8 @@ def off(folder: Path) -> float:
         ("Phi3Config", {"rope_parameters": {**LONG, "factor": 2.0}}
          | {"original_max_position_embeddings": 32}, {}),
         # Phi-3's first releases.
-        ("Phi3Config", {"rope_parameters": LONG, "original_max_position_embeddings": 32},
-         {"rope_parameters": {**LONG, "rope_type": "su"}}),
+        ("Phi3Config", {"rope_parameters": {**LONG}, "original_max_position_embeddings": 32},
+         {"rope_parameters": {**LONG, "rope_type": "su", "original_max_position_embeddings": 32}}),
         # The configuration class has a place and a default of its own for it.
         ("Phi3Config", {"rope_parameters": LONG | {"original_max_position_embeddings": 32}}
          | {"original_max_position_embeddings": 48}, {}),

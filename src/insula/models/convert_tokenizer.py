@@ -5,7 +5,7 @@ The pre-tokenizer (how text is cut before merging) has a name in GGUF. It is fou
 the definition in tokenizer.json with those known here, part by part; an unknown definition is
 refused, since a wrong name gives wrong ids without any error. tokenizer.model, where present
 and the BPE of tokenizer.json is not byte-level, is read as a SentencePiece model. What is not BPE
-is `convert_vocabulary`'s.
+is `convert_vocabulary`'s; SentencePiece's BPE without a tokenizer.model is `convert_ranked`'s.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from insula.errors import FormatError, UnsupportedError
-from insula.models import convert_vocabulary, sentencepiece
+from insula.models import convert_ranked, convert_vocabulary, sentencepiece
 from insula.models.convert_vocabulary import NORMAL, USER_DEFINED, token_list
 from insula.models.folder import read_json
 
@@ -140,11 +140,14 @@ def tokenizer_metadata(
     elif (folder / "tokenizer.model").exists():
         added = (model or {}).get("added_tokens", [])
         meta = _sentencepiece(folder / "tokenizer.model", added, n_vocab)
+    elif model is not None and (ranked := convert_ranked.metadata(model, n_vocab))[0]:
+        meta, notes = ranked
+        meta |= _around(model, model.get("added_tokens", []))
     else:
         raise UnsupportedError(
             f"{folder} has no tokenizer that the converter knows: a tokenizer.json with "
-            "byte-level BPE, WordPiece, Unigram or single characters, or a tokenizer.model of "
-            "SentencePiece"
+            "byte-level BPE, SentencePiece's BPE, WordPiece, Unigram or single characters, or a "
+            "tokenizer.model of SentencePiece"
         )
     ids = {token: i for i, token in enumerate(meta["ggml.tokens"])}
     for short, key in _SPECIALS.items():
