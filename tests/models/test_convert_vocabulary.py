@@ -299,7 +299,7 @@ def test_what_transformers_saves_of_a_sentencepiece_model(tmp_path, name):
     meta, _ = tokenizer_metadata(tmp_path / "saved", {}, n_vocab=len(theirs))
     tokenizer = Tokenizer.from_metadata({f"tokenizer.{key}": value for key, value in meta.items()})
     lines = [line.strip() for line in text.splitlines() if line.strip()][:200]
-    assert len(lines) > 100
+    assert len(lines) > 20
     for line in [*lines, BOOK, "中 ñ 🦙"]:
         wanted = theirs(line, add_special_tokens=False)["input_ids"]
         assert tokenizer.encode(line, add_special=False) == wanted, line
