@@ -7,10 +7,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from insula import LLM, AsyncLLM, SamplingParams
-from insula.errors import ConfigError, ContextOverflowError, EngineError
+from insula.errors import ConfigError, ContextOverflowError, EngineError, UnsupportedError
+from tiny_encoder import write_encoder
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
@@ -137,3 +139,81 @@ def test_two_loops_and_a_thread_share_one_model(llm: LLM) -> None:
     for thread in threads:
         thread.join()
     assert [got[i] for i in range(6)] == want
+
+
+TEXTS = ["the cat sat", "a dog ran on the mat", "the sun is hot", "a cat", "the dog sat"]
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("encoders")
+    return {
+        "mean": write_encoder(folder / "mean.gguf"),
+        "rank": write_encoder(folder / "rank.gguf", labels=("score",)),
+        "labels": write_encoder(folder / "labels.gguf", labels=("sad", "neither", "glad")),
+    }
+
+
+def test_embeddings_rankings_and_labels_are_llms(encoders: dict[str, Path]) -> None:
+    async def main() -> None:
+        async with AsyncLLM(encoders["mean"]) as model:
+            many = await asyncio.gather(*(model.embed(TEXTS[i % 5 :]) for i in range(40)))
+            for i, found in enumerate(many):
+                want = model.llm.embed(TEXTS[i % 5 :])
+                np.testing.assert_array_equal(found.vectors, want.vectors)
+                assert found.report.tokens == want.report.tokens
+            short = await model.embed(TEXTS[0], dimensions=8)
+            assert short.vectors.shape == (1, 8)
+            with pytest.raises(UnsupportedError, match="no head"):
+                await model.rerank("cat", TEXTS)
+            with pytest.raises(ConfigError, match="is empty"):
+                await model.embed([" "])
+        with pytest.raises(EngineError, match="closed"):
+            await model.embed(TEXTS)
+        async with AsyncLLM(encoders["rank"]) as model:
+            assert await model.rerank("cat", TEXTS) == model.llm.rerank("cat", TEXTS)
+        async with AsyncLLM(encoders["labels"]) as model:
+            assert await model.classify(TEXTS) == model.llm.classify(TEXTS)
+
+    asyncio.run(main())
+    assert not [t for t in threading.enumerate() if t.name.startswith("insula-embed")]
+
+
+def test_a_model_for_text_gives_no_embeddings(llm: LLM) -> None:
+    async def main() -> None:
+        with pytest.raises(UnsupportedError, match="no embeddings"):
+            await AsyncLLM(llm).embed("the cat")
+
+    asyncio.run(main())
+
+
+def test_the_loop_goes_on_and_cancelling_ends_an_embedding(encoders: dict[str, Path]) -> None:
+    """The first step is held until the loop has done something else: it cannot be what blocks."""
+
+    async def main() -> None:
+        async with AsyncLLM(encoders["mean"]) as model:
+            engine = model.llm._engine
+            engine._lock.acquire()  # type: ignore[attr-defined]
+            steps = 0
+            began = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            step = engine._step  # type: ignore[attr-defined]
+
+            def counted(*args: object) -> object:
+                nonlocal steps
+                steps += 1
+                loop.call_soon_threadsafe(began.set)
+                return step(*args)
+
+            engine._step = counted  # type: ignore[attr-defined]
+            running = asyncio.create_task(model.embed(TEXTS * 400))  # many steps
+            await began.wait()
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            engine._lock.release()  # type: ignore[attr-defined]
+            waited = await asyncio.gather(*(model.embed("the cat") for _ in range(8)))
+            assert all((w.vectors == waited[0].vectors).all() for w in waited)
+        assert steps == 1 + 8  # the step that was under way, and one for each text
+
+    asyncio.run(main())

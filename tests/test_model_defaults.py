@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from insula import LLM
-from insula.errors import UnsupportedError
 from insula.hub.create import create
 from insula.hub.modelfile import parse
 from insula.types import SamplingParams
@@ -110,18 +109,28 @@ def test_a_template_of_the_modelfile_makes_a_base_model_chat(home):
             assert llm.chat([{"role": "user", "content": "hi"}], max_tokens=1).token_ids
 
 
-def test_a_go_template_leaves_the_models_own(home):
-    make(home, 'FROM ./tiny.gguf\nTEMPLATE "{{ .System }}{{ .Prompt }}"')
+def test_a_go_template_is_used(home):
+    said = "[{{ .System }}]{{ .Prompt }}->{{ .Response }}<|end|>"
+    make(home, f'FROM ./tiny.gguf\nSYSTEM Be brief.\nTEMPLATE "{said}"')
+    with LLM("mine") as llm:
+        assert llm.model_info.has_chat_template
+        assert llm.model_info.notes == ()
+        hi = {"role": "user", "content": "hi"}
+        one = llm.chat([hi], max_tokens=1)
+        assert one.report.prompt_tokens == len(prompt_of(llm, "[Be brief.]hi->"))
+        more = [hi, {"role": "assistant", "content": "yes"}, hi]
+        two = llm.chat(more, max_tokens=1)
+        said = "[Be brief.]hi->yes<|end|>[]hi->"
+        assert two.report.prompt_tokens == len(prompt_of(llm, said))
+        with llm.chat_session() as session:
+            session.send("hi", max_tokens=1)
+            assert session.send("hi", max_tokens=1).report.prompt_tokens
+
+
+def test_a_go_template_that_has_no_translation_leaves_the_models_own(home):
+    make(home, 'FROM ./tiny.gguf\nTEMPLATE "{{ .Wisdom }}{{ .Prompt }}"')
     with LLM("mine") as llm, LLM(home / "tiny.gguf") as base:
         messages = [{"role": "user", "content": "hi"}]
         one, two = (each.chat(messages, max_tokens=1) for each in (llm, base))
         assert one.report.prompt_tokens == two.report.prompt_tokens
-        assert any("Go" in note for note in one.report.notes)
-
-
-def test_a_model_with_an_adapter_does_not_run_as_another(home):
-    write_tiny(home / "lora.gguf")
-    make(home, "FROM ./tiny.gguf\nADAPTER ./lora.gguf")
-    for defaults in (True, False):
-        with pytest.raises(UnsupportedError, match="LoRA"):
-            LLM("mine", defaults=defaults)
+        assert any("Go" in note and ".Wisdom" in note for note in one.report.notes)

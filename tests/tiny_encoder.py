@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from insula.models.convert import convert
 
-WIDTH, HEADS, LAYERS, HIDDEN, CONTEXT = 32, 4, 2, 48, 160
+WIDTH, HEADS, LAYERS, HIDDEN, CONTEXT = 64, 4, 2, 128, 160
 WORDS = ["the", "cat", "dog", "sat", "on", "a", "mat", "ran", "##s", "##ing", "sun", "is", "hot"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TOKENS = [

@@ -55,6 +55,9 @@ int main(int argc, char **argv) {
   ActSet a;
   a.a32 = {q.data(), d.data(), s.data(), nullptr, qt, K / 32 * r, K / 32 * r, 0};
   a.a256 = {q2.data(), d2.data(), s2.data(), nullptr, qt, K / 256 * r, K / 256 * kSums256 * r, 0};
+  std::vector<uint32_t> q3(n * K / 2, 0x00400040); // I16: any numbers
+  std::vector<float> d3(n * K / kI16Block, 0.01f);
+  a.a16 = {q3.data(), d3.data(), nullptr, nullptr, K / 2 * r, K / kI16Block * r, 0, 0};
   a.f32 = {nullptr, nullptr, nullptr, f.data(), 0, 0, 0, K * r};
   a.R = R;
   const int panels = N / 16, each = panels / threads;

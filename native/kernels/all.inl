@@ -16,23 +16,15 @@
 namespace {
 
 constexpr insula::KernelTable make_table(const char *name) {
-  return {name,
-          matmul,
-          V::kRows,
-          0,
-          quantize_a32,
-          quantize_a256,
-          rms_norm,
-          layer_norm,
-          act,
-          glu,
-          softcap,
-          store_kv,
-          attention,
-          attn_merge,
-          attn_finish,
-          &g_calls,
-          V::kPairFrom != 0 ? &g_tiles : nullptr,
+  return {name,         matmul,
+          V::kRows,     0,
+          quantize_a32, quantize_a256,
+          quantize_a16, rms_norm,
+          layer_norm,   act,
+          glu,          softcap,
+          store_kv,     attention,
+          attn_merge,   attn_finish,
+          &g_calls,     V::kPairFrom != 0 ? &g_tiles : nullptr,
           peak};
 }
 

@@ -174,26 +174,30 @@ void layer_norm(const float *x, const float *w, const float *b, size_t n, float 
   });
 }
 
-// One block of `n` (a multiple of 16) values to int8: q = round(x * 127/amax), d = amax/127.
-inline float quantize_block(const float *x, int n, int8_t *q) {
+inline float largest(const float *x, int n) { // of a multiple of 16, by magnitude
   V::F mx[HL];
   for (int h = 0; h < HL; ++h)
     mx[h] = V::set1(0.0f);
   for (int i = 0; i < n; i += kLanes)
     for (int h = 0; h < HL; ++h)
       mx[h] = V::max(mx[h], V::abs(V::loadf(x + i + h * V::W)));
-  float amax = max_lanes(mx);
-  float inv = amax > 1e-30f ? 127.0f / amax : 0.0f;
-  for (int i = 0; i < n; i += V::W)
-    V::store_i8(q + i, V::round(V::mul(V::loadf(x + i), V::set1(inv))));
-  return amax / 127.0f;
+  return max_lanes(mx);
 }
 
-inline int sum16(const int8_t *q) {
-  int s = 0;
-  for (int i = 0; i < 16; ++i)
-    s += q[i];
-  return s;
+// One block of n values to int8: q = round(x * 127/amax), d = amax/127; sums of each 16 of them.
+template <int n> inline float quantize_block(const float *x, int8_t *q, int32_t *sums) {
+  const float amax = largest(x, n);
+  const V::F inv = V::set1(amax > 1e-30f ? 127.0f / amax : 0.0f);
+  for (int i = 0; i < n; i += kLanes) {
+    V::I sum = V::izero();
+    for (int h = 0; h < HL; ++h) {
+      const V::I r = V::round(V::mul(V::loadf(x + i + h * V::W), inv));
+      V::store_i8(q + i + h * V::W, r);
+      sum = h == 0 ? r : V::iadd(sum, r);
+    }
+    sums[i / kLanes] = V::sum(sum);
+  }
+  return amax / 127.0f;
 }
 
 inline uint32_t pair(int lo, int hi) {
@@ -219,8 +223,9 @@ void quantize_a32(const float *x, size_t K, int R, int m, uint32_t *q, float *d,
   const size_t r = static_cast<size_t>(R), at = static_cast<size_t>(m);
   alignas(64) int8_t t[32];
   for (size_t b = 0; b < K / 32; ++b) {
-    d[b * r + at] = quantize_block(x + b * 32, 32, t);
-    sums[b * r + at] = static_cast<uint32_t>(sum16(t) + sum16(t + 16));
+    int32_t s[2];
+    d[b * r + at] = quantize_block<32>(x + b * 32, t, s);
+    sums[b * r + at] = static_cast<uint32_t>(s[0] + s[1]);
     scatter(t, 32, R, m, q, b * 8);
   }
 }
@@ -229,15 +234,30 @@ void quantize_a256(const float *x, size_t K, int R, int m, uint32_t *q, float *d
   const size_t r = static_cast<size_t>(R), at = static_cast<size_t>(m);
   alignas(64) int8_t t[256];
   for (size_t b = 0; b < K / 256; ++b, sums += insula::kSums256 * r) {
-    d[b * r + at] = quantize_block(x + b * 256, 256, t);
-    int s[16];
-    for (int i = 0; i < 16; ++i)
-      s[i] = sum16(t + 16 * i);
+    int32_t s[16];
+    d[b * r + at] = quantize_block<256>(x + b * 256, t, s);
     for (size_t i = 0; i < 8; ++i)
       sums[i * r + at] = pair(s[2 * i], s[2 * i + 1]);
     for (size_t i = 0; i < 4; ++i)
       sums[(8 + i) * r + at] = pair(s[4 * i] + s[4 * i + 1], s[4 * i + 2] + s[4 * i + 3]);
     scatter(t, 256, R, m, q, b * 64);
+  }
+}
+
+// Blocks of 64 to int16 of at most kA16Most, two of a row in a word.
+void quantize_a16(const float *x, size_t K, int R, int m, uint32_t *q, float *d) {
+  constexpr int n = insula::kI16Block;
+  constexpr float most = static_cast<float>(insula::kA16Most);
+  const size_t r = static_cast<size_t>(R), at = static_cast<size_t>(m);
+  for (size_t b = 0; b < K / n; ++b, x += n, q += n / 2 * r) {
+    const float amax = largest(x, n), inv = amax > 1e-30f ? most / amax : 0.0f;
+    d[b * r + at] = amax / most;
+    for (int i = 0; i < n; i += V::W) {
+      alignas(64) int32_t t[V::W];
+      V::storei(t, V::round(V::mul(V::loadf(x + i), V::set1(inv))));
+      for (int w = 0; w < V::W; w += 2)
+        q[static_cast<size_t>((i + w) / 2) * r + at] = pair(t[w], t[w + 1]);
+    }
   }
 }
 

@@ -10,6 +10,7 @@
 //   sixth bits       byte r*4+i, bits 2g,2g+1: g = 0..3 for (v0 low, v0 high, v1 low, v1 high)
 //   two bits         byte r*4+i, bits 2g,2g+1: k = 4g+i (16 k at a time)
 //   third bits       as the fifth ones: two sub-blocks of 16 share a vector
+//   I16              v*64 + r*4: k = 2v, 2v+1 as int16
 //
 // Formats with a codebook keep their four-bit codes; the kernels look the values up in registers.
 #pragma once
@@ -34,22 +35,28 @@ enum class Layout : uint8_t {
   Q4_K,
   Q5_K,
   Q6_K,
-  IQ4_XS
+  IQ4_XS,
+  I16
 };
-inline constexpr int kLayouts = 16;
+inline constexpr int kLayouts = 17;
 inline constexpr int kPanel = 16;
 
-enum class ActForm : uint8_t { F32, A32, A256 };
+enum class ActForm : uint8_t { F32, A32, A256, A16 };
 
 struct LayoutInfo {
   const char *name;
-  int ggml_type;   // the id in GGUF files
+  int ggml_type;   // the id in GGUF files; I16 is in none
   int block;       // k per block
   int file_bytes;  // bytes of one block of one row in a file
   int main_bytes;  // packed bytes of one block of a panel, quants and what is interleaved with them
   int scale_bytes; // packed bytes of one block of a panel in the scale stream, 0 if none
   ActForm act;
 };
+
+// Float weights as whole numbers of at most 4095 in blocks of 64 that share a float32 scale, which
+// follows them. Against activations of at most 8191 a block's sum fits an int32, just.
+inline constexpr int kI16Type = 0x10000, kI16Most = 4095, kA16Most = 8191, kI16Block = 64;
+static_assert(int64_t{kI16Most} * kA16Most * kI16Block <= INT32_MAX);
 
 constexpr LayoutInfo kLayoutInfo[kLayouts] = {
     {"F32", 0, 1, 4, 64, 0, ActForm::F32},
@@ -68,6 +75,7 @@ constexpr LayoutInfo kLayoutInfo[kLayouts] = {
     {"Q5_K", 13, 256, 176, 2880, 0, ActForm::A256},
     {"Q6_K", 14, 256, 210, 3328, 32, ActForm::A256},
     {"IQ4_XS", 23, 256, 136, 2176, 32, ActForm::A256},
+    {"I16", kI16Type, 64, 132, 2048, 64, ActForm::A16},
 };
 
 inline const LayoutInfo &info(Layout l) { return kLayoutInfo[static_cast<int>(l)]; }

@@ -6,6 +6,7 @@
 //   256 with mins (Q2_K, Q4_K, Q5_K):
 //                acc = fma(d, D*float(s) - DMin*float(mins), acc)   (one rounding for the fms)
 //   256 without (Q3_K, Q6_K, IQ4_XS):  acc = fma(d*D, float(s - zero*mins), acc)
+//   I16: acc = fma(D*d, float(dot), acc)
 //   float formats: acc = fma(x[k], w[k], acc), k ascending
 // D, DMin, Min are the weight block's, d the activation block's; dot, s, mins, sum exact integers.
 #include <type_traits>
@@ -23,7 +24,6 @@ using insula::Layout;
 
 constexpr int H = kPanel / V::W; // registers a panel
 constexpr int kPrefetch = 2048;  // bytes ahead
-constexpr int kPrefetchRows = 4; // more rows reuse a panel from the cache
 
 template <int i> struct Ic {
   static constexpr int value = i;
@@ -243,7 +243,7 @@ INSULA_INLINE void pair_dots_s8(const uint8_t *w, const uint32_t *x, typename W:
   });
 }
 
-template <Layout L, int M, int R>
+template <Layout L, int M, int R, bool Ahead>
 void matmul_32(const uint8_t *panel, size_t K, const Acts &a, float *out) {
   constexpr auto &li = insula::kLayoutInfo[static_cast<int>(L)];
   const size_t blocks = K / 32;
@@ -263,7 +263,7 @@ void matmul_32(const uint8_t *panel, size_t K, const Acts &a, float *out) {
         const uint32_t *x = a.q + b * 8 * R;
         const float *xd = a.d + b * R;
         const uint32_t *xs = a.sums + b * R;
-        if (M <= kPrefetchRows) {
+        if (Ahead) {
           constexpr size_t each = static_cast<size_t>(li.main_bytes) / H;
           const uint8_t *next = panel + (b0 + 8) * static_cast<size_t>(li.main_bytes) +
                                 (static_cast<size_t>(h) * (b1 - b0) + (b - b0)) * each;
@@ -293,8 +293,8 @@ void matmul_32(const uint8_t *panel, size_t K, const Acts &a, float *out) {
               reinterpret_cast<const uint16_t *>(w + li.main_bytes - 64) + h * V::W;
           V::F D = V::load_h(meta), Mn = V::load_h(meta + kPanel);
           for (int m = 0; m < M; ++m) {
-            float sum = static_cast<float>(static_cast<int32_t>(xs[m]));
-            V::F t = V::fma(D, V::cvt(Sum::row(s, m)), V::mul(Mn, V::set1(sum)));
+            const V::F sum = V::cvt(V::iset1(static_cast<int32_t>(xs[m])));
+            V::F t = V::fma(D, V::cvt(Sum::row(s, m)), V::mul(Mn, sum));
             acc[m] = V::fma(V::set1(xd[m]), t, acc[m]);
           }
         } else {
@@ -319,7 +319,7 @@ void matmul_32(const uint8_t *panel, size_t K, const Acts &a, float *out) {
   }
 }
 
-template <Layout L, int M, int R>
+template <Layout L, int M, int R, bool Ahead>
 void matmul_256(const uint8_t *panel, size_t K, const Acts &a, float *out) {
   constexpr auto &li = insula::kLayoutInfo[static_cast<int>(L)];
   using P = Super<L>;
@@ -336,7 +336,7 @@ void matmul_256(const uint8_t *panel, size_t K, const Acts &a, float *out) {
       for (int i = 0; i < Sum::n; ++i)
         s[i] = Sum::zero();
       auto sub_block = [&](int j, auto oddc) __attribute__((always_inline)) {
-        if (M <= kPrefetchRows) {
+        if (Ahead) {
           constexpr int lines = (li.main_bytes + 63) / 64, steps = kSubs * H;
           const int i = h * kSubs + j;
           for (int l = i * lines / steps; l < (i + 1) * lines / steps; ++l)
@@ -405,6 +405,43 @@ void matmul_256(const uint8_t *panel, size_t K, const Acts &a, float *out) {
   }
 }
 
+template <int M, int R, bool Ahead>
+void matmul_16(const uint8_t *panel, size_t K, const Acts &a, float *out) {
+  constexpr int words = insula::kI16Block / 2;
+  constexpr size_t bytes = insula::kI16Block * 2 * kPanel;
+  const size_t blocks = K / insula::kI16Block;
+  const float *scales = reinterpret_cast<const float *>(panel + blocks * bytes);
+  for (int h = 0; h < H; ++h) {
+    V::F acc[M];
+    for (int m = 0; m < M; ++m)
+      acc[m] = V::set1(0);
+    for (size_t b = 0; b < blocks; ++b) {
+      const uint8_t *w = panel + b * bytes + h * V::W * 4;
+      const uint32_t *x = a.q + b * words * R;
+      V::I s[M];
+      for (int m = 0; m < M; ++m)
+        s[m] = V::izero();
+      for (int v = 0; v < words; v += 4) {
+        if (Ahead)
+          for (int p = h; p < 4; p += H)
+            V::prefetch(w + kPrefetch + (v + p) * 64);
+        unroll<4>([&](auto vc) __attribute__((always_inline)) {
+          constexpr int at = decltype(vc)::value;
+          const V::P16 q = V::pairs_s16(w + (v + at) * 64);
+          for (int m = 0; m < M; ++m)
+            s[m] = V::madd16(s[m], q, x + (v + at) * R + m);
+        });
+      }
+      const V::F D = V::loadf(scales + b * kPanel + h * V::W);
+      for (int m = 0; m < M; ++m)
+        acc[m] =
+            V::fma(V::mul(D, V::set1(a.d[b * R + static_cast<size_t>(m)])), V::cvt(s[m]), acc[m]);
+    }
+    for (int m = 0; m < M; ++m)
+      V::storef(out + m * kPanel + h * V::W, acc[m]);
+  }
+}
+
 template <Layout L> INSULA_INLINE V::F load_weight(const uint8_t *p, int lane) {
   if constexpr (L == Layout::F32)
     return V::loadf(reinterpret_cast<const float *>(p) + lane);
@@ -414,13 +451,13 @@ template <Layout L> INSULA_INLINE V::F load_weight(const uint8_t *p, int lane) {
     return V::load_bf(reinterpret_cast<const uint16_t *>(p) + lane);
 }
 
-template <Layout L, int M, int R>
+template <Layout L, int M, int R, bool Ahead>
 void matmul_f(const uint8_t *panel, size_t K, const Acts &a, float *out) {
   if constexpr (M * H > 24) { // more sums than registers
     Acts rest = a;
     rest.f += 4;
-    matmul_f<L, 4, R>(panel, K, a, out);
-    return matmul_f<L, M - 4, R>(panel, K, rest, out + 4 * kPanel);
+    matmul_f<L, 4, R, Ahead>(panel, K, a, out);
+    return matmul_f<L, M - 4, R, false>(panel, K, rest, out + 4 * kPanel);
   }
   constexpr size_t step = L == Layout::F32 ? 64 : 32;
   V::F acc[M][H];
@@ -429,7 +466,7 @@ void matmul_f(const uint8_t *panel, size_t K, const Acts &a, float *out) {
       acc[m][h] = V::set1(0);
   for (size_t k = 0; k < K; ++k) {
     const uint8_t *w = panel + k * step;
-    if (M <= kPrefetchRows)
+    if (Ahead)
       V::prefetch(w + kPrefetch);
     for (int h = 0; h < H; ++h) {
       V::F wv = load_weight<L>(w, h * V::W);
@@ -442,47 +479,50 @@ void matmul_f(const uint8_t *panel, size_t K, const Acts &a, float *out) {
       V::storef(out + m * kPanel + h * V::W, acc[m][h]);
 }
 
-template <int M, int R>
+template <int M, int R, bool Ahead>
 void matmul_rows(Layout l, const uint8_t *w, size_t K, const Acts &a, float *out) {
   switch (l) {
   case Layout::F32:
-    return matmul_f<Layout::F32, M, R>(w, K, a, out);
+    return matmul_f<Layout::F32, M, R, Ahead>(w, K, a, out);
   case Layout::F16:
-    return matmul_f<Layout::F16, M, R>(w, K, a, out);
+    return matmul_f<Layout::F16, M, R, Ahead>(w, K, a, out);
   case Layout::BF16:
-    return matmul_f<Layout::BF16, M, R>(w, K, a, out);
+    return matmul_f<Layout::BF16, M, R, Ahead>(w, K, a, out);
   case Layout::Q4_0:
-    return matmul_32<Layout::Q4_0, M, R>(w, K, a, out);
+    return matmul_32<Layout::Q4_0, M, R, Ahead>(w, K, a, out);
   case Layout::Q4_1:
-    return matmul_32<Layout::Q4_1, M, R>(w, K, a, out);
+    return matmul_32<Layout::Q4_1, M, R, Ahead>(w, K, a, out);
   case Layout::Q5_0:
-    return matmul_32<Layout::Q5_0, M, R>(w, K, a, out);
+    return matmul_32<Layout::Q5_0, M, R, Ahead>(w, K, a, out);
   case Layout::Q5_1:
-    return matmul_32<Layout::Q5_1, M, R>(w, K, a, out);
+    return matmul_32<Layout::Q5_1, M, R, Ahead>(w, K, a, out);
   case Layout::Q8_0:
-    return matmul_32<Layout::Q8_0, M, R>(w, K, a, out);
+    return matmul_32<Layout::Q8_0, M, R, Ahead>(w, K, a, out);
   case Layout::IQ4_NL:
-    return matmul_32<Layout::IQ4_NL, M, R>(w, K, a, out);
+    return matmul_32<Layout::IQ4_NL, M, R, Ahead>(w, K, a, out);
   case Layout::MXFP4:
-    return matmul_32<Layout::MXFP4, M, R>(w, K, a, out);
+    return matmul_32<Layout::MXFP4, M, R, Ahead>(w, K, a, out);
   case Layout::Q2_K:
-    return matmul_256<Layout::Q2_K, M, R>(w, K, a, out);
+    return matmul_256<Layout::Q2_K, M, R, Ahead>(w, K, a, out);
   case Layout::Q3_K:
-    return matmul_256<Layout::Q3_K, M, R>(w, K, a, out);
+    return matmul_256<Layout::Q3_K, M, R, Ahead>(w, K, a, out);
   case Layout::IQ4_XS:
-    return matmul_256<Layout::IQ4_XS, M, R>(w, K, a, out);
+    return matmul_256<Layout::IQ4_XS, M, R, Ahead>(w, K, a, out);
   case Layout::Q4_K:
-    return matmul_256<Layout::Q4_K, M, R>(w, K, a, out);
+    return matmul_256<Layout::Q4_K, M, R, Ahead>(w, K, a, out);
   case Layout::Q5_K:
-    return matmul_256<Layout::Q5_K, M, R>(w, K, a, out);
+    return matmul_256<Layout::Q5_K, M, R, Ahead>(w, K, a, out);
   case Layout::Q6_K:
-    return matmul_256<Layout::Q6_K, M, R>(w, K, a, out);
+    return matmul_256<Layout::Q6_K, M, R, Ahead>(w, K, a, out);
+  case Layout::I16:
+    return matmul_16<M, R, Ahead>(w, K, a, out);
   }
 }
 
 INSULA_INLINE Acts tile_of(const insula::ActSet &s, Layout l, int tile) {
   Acts a = insula::info(l).act == ActForm::A32    ? s.a32
            : insula::info(l).act == ActForm::A256 ? s.a256
+           : insula::info(l).act == ActForm::A16  ? s.a16
                                                   : s.f32;
   size_t t = static_cast<size_t>(tile);
   if (a.q)
@@ -492,21 +532,27 @@ INSULA_INLINE Acts tile_of(const insula::ActSet &s, Layout l, int tile) {
   return a;
 }
 
+// `first`: the panels come from memory, so the next one's are asked for; later tiles of the same
+// panels find them in the cache. Less than a whole tile is the first one or the last.
 template <int M = V::kRows>
-INSULA_INLINE void tile_rows(Layout l, int rows, const uint8_t *w, size_t K, const Acts &a,
-                             float *out) {
-  if (rows == M)
-    return matmul_rows<M, V::kRows>(l, w, K, a, out);
+INSULA_INLINE void tile_rows(Layout l, int rows, bool first, const uint8_t *w, size_t K,
+                             const Acts &a, float *out) {
+  if (rows == M) {
+    if constexpr (M == V::kRows)
+      if (!first)
+        return matmul_rows<M, V::kRows, false>(l, w, K, a, out);
+    return matmul_rows<M, V::kRows, true>(l, w, K, a, out);
+  }
   if constexpr (M > 1)
-    tile_rows<M - 1>(l, rows, w, K, a, out);
+    tile_rows<M - 1>(l, rows, first, w, K, a, out);
 }
 
-INSULA_INLINE void tile(Layout l, int R, int rows, const uint8_t *w, size_t K, const Acts &a,
-                        float *out) {
+INSULA_INLINE void tile(Layout l, int R, int rows, bool first, const uint8_t *w, size_t K,
+                        const Acts &a, float *out) {
   if (R == 1)
-    matmul_rows<1, 1>(l, w, K, a, out);
+    matmul_rows<1, 1, true>(l, w, K, a, out);
   else
-    tile_rows(l, rows, w, K, a, out);
+    tile_rows(l, rows, first, w, K, a, out);
 }
 
 std::atomic<uint64_t> g_calls{0}, g_tiles{0};
@@ -521,13 +567,20 @@ INSULA_INLINE void finish_panel(const insula::MatJob &j, int first, int m0, int 
         y[m * kPanel + i] += bias[first + i];
   };
   add_bias(j.bias, t);
+  if (j.then >= 0)
+    act(t, static_cast<size_t>(M * kPanel), j.then, t);
   if (j.w2) {
     add_bias(j.bias2, t2);
     glu(t, t2, static_cast<size_t>(M * kPanel), j.act, t);
   }
   for (int m = 0; m < M; ++m) {
     float *y = j.dst + static_cast<size_t>(m0 + m) * j.dst_stride + first;
-    if (j.add)
+    if (n == kPanel)
+      for (int i = 0; i < kPanel; i += V::W) {
+        const V::F v = V::loadf(t + m * kPanel + i);
+        V::storef(y + i, j.add ? V::add(V::loadf(y + i), v) : v);
+      }
+    else if (j.add)
       for (int i = 0; i < n; ++i)
         y[i] += t[m * kPanel + i];
     else
@@ -549,9 +602,9 @@ void matmul(const insula::MatJob &j) {
     if (paired(M, R) && a.q)
       g_tiles.fetch_add(static_cast<uint64_t>(j.panels), std::memory_order_relaxed);
     for (int p = j.first_panel; p < j.first_panel + j.panels; ++p) {
-      tile(j.layout, R, M, j.w + static_cast<size_t>(p) * stride, j.K, a, t);
+      tile(j.layout, R, M, m0 == 0, j.w + static_cast<size_t>(p) * stride, j.K, a, t);
       if (j.w2)
-        tile(j.layout2, R, M, j.w2 + static_cast<size_t>(p) * stride2, j.K,
+        tile(j.layout2, R, M, m0 == 0, j.w2 + static_cast<size_t>(p) * stride2, j.K,
              tile_of(*j.acts, j.layout2, m0 / R), t2);
       finish_panel(j, p * kPanel, m0, M, t, t2);
     }

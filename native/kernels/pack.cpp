@@ -232,6 +232,18 @@ void pack_panel(Layout l, const uint8_t *const rows[kPanel], size_t K, uint8_t *
   const LayoutInfo &li = info(l);
   std::memset(panel, 0, panel_bytes(l, K));
   size_t blocks = K / static_cast<size_t>(li.block);
+  if (l == Layout::I16) {
+    float *scales = reinterpret_cast<float *>(panel + blocks * static_cast<size_t>(li.main_bytes));
+    for (size_t r = 0; r < kPanel; ++r)
+      for (size_t b = 0; rows[r] && b < blocks; ++b) {
+        const uint8_t *s = rows[r] + b * static_cast<size_t>(li.file_bytes);
+        uint8_t *w = panel + b * static_cast<size_t>(li.main_bytes) + r * 4;
+        for (size_t v = 0; v < kI16Block / 2; ++v)
+          std::memcpy(w + v * 64, s + v * 4, 4);
+        std::memcpy(scales + b * kPanel + r, s + kI16Block * 2, 4);
+      }
+    return;
+  }
   if (li.act == ActForm::F32) {
     size_t e = static_cast<size_t>(li.file_bytes);
     for (int r = 0; r < kPanel; ++r)
@@ -283,6 +295,16 @@ void unpack_row(Layout l, const uint8_t *panel, int r, size_t K, float *out) {
       uint32_t u = 0;
       std::memcpy(reinterpret_cast<uint8_t *>(&u) + 2, w + 2 * r, 2);
       std::memcpy(y, &u, 4);
+      break;
+    }
+    case Layout::I16: {
+      float d;
+      std::memcpy(&d, sc + 4 * r, 4);
+      for (int k = 0; k < kI16Block; ++k) {
+        int16_t q;
+        std::memcpy(&q, w + (k >> 1) * 64 + r * 4 + (k & 1) * 2, 2);
+        y[k] = d * static_cast<float>(q);
+      }
       break;
     }
     case Layout::Q4_0: {

@@ -23,6 +23,7 @@ namespace insula {
 //   A256: q words [K/4][R],            d [K/256][R],  sums words [K/256][12][R], two int16 each:
 //         8 pairs of sums over 16 values, then 4 pairs of sums over 32
 //   F32 : f [K][R]
+//   A16 : q words [K/2][R] of 2 int16, d [K/64][R], in wide tiles and of pairs too
 struct Acts {
   const uint32_t *q;
   const float *d;
@@ -53,12 +54,13 @@ inline constexpr int kPageTokens = 64;
 
 // The same rows in every form that a group of weights needs; unused forms stay null.
 struct ActSet {
-  Acts a32, a256, f32;
+  Acts a32, a256, f32, a16;
   int R;
 };
 
 // Neighbouring panels of one weight (or of a gate and an up weight) against `rows` rows:
-//   y = x w^T + bias;  with w2: y = act(x w^T + bias) * (x w2^T + bias2);  add: dst += y.
+//   y = x w^T + bias, through `then` if it is one;
+//   with w2: y = act(x w^T + bias) * (x w2^T + bias2);  add: dst += y.
 struct MatJob {
   Layout layout, layout2;
   const uint8_t *w, *w2; // whole packed weights; w2 null if there is no second one
@@ -67,6 +69,7 @@ struct MatJob {
   size_t K;
   const ActSet *acts;
   int rows, act;
+  int then = -1;
   bool add;
   float *dst;
   size_t dst_stride;
@@ -87,6 +90,7 @@ struct KernelTable {
                        uint32_t *sums);
   void (*quantize_a256)(const float *x, size_t K, int R, int m, uint32_t *q, float *d,
                         uint32_t *sums);
+  void (*quantize_a16)(const float *x, size_t K, int R, int m, uint32_t *q, float *d);
   void (*rms_norm)(const float *x, const float *w, size_t n, float eps, float *y);
   void (*layer_norm)(const float *x, const float *w, const float *b, size_t n, float eps, float *y);
   // act: 0 silu, 1 gelu by tanh, 2 gelu, 3 relu; of glu alone: 4 gpt-oss's clamped swiglu

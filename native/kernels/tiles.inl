@@ -246,7 +246,16 @@ void product_f(const uint8_t *panel, size_t K, const Acts &a, int rows, float *o
   for (int m = 0; m < rows; m += V::kRows) {
     Acts half = from_tile(a, static_cast<size_t>(m / kWide));
     half.f += m % kWide;
-    matmul_f<L, V::kRows, kWide>(panel, K, half, out + m * kPanel);
+    matmul_f<L, V::kRows, kWide, false>(panel, K, half, out + m * kPanel);
+  }
+}
+
+// Neither have numbers of 16 bits.
+void product_16(const uint8_t *panel, size_t K, const Acts &a, int rows, float *out) {
+  for (int m = 0; m < rows; m += V::kRows) {
+    Acts half = from_tile(a, static_cast<size_t>(m / kWide));
+    half.q += m % kWide, half.d += m % kWide;
+    matmul_16<V::kRows, kWide, false>(panel, K, half, out + m * kPanel);
   }
 }
 
@@ -285,6 +294,8 @@ void wide_product(Layout l, const uint8_t *panel, size_t K, const insula::ActSet
     return product<Layout::Q5_K>(panel, K, s.a256, rows, plane, out);
   case Layout::Q6_K:
     return product<Layout::Q6_K>(panel, K, s.a256, rows, plane, out);
+  case Layout::I16:
+    return product_16(panel, K, s.a16, rows, out);
   }
 }
 

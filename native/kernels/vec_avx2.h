@@ -60,6 +60,7 @@ struct V {
     _mm_storel_epi64(reinterpret_cast<__m128i *>(p), _mm_packs_epi16(w, w));
   }
 
+  static void storei(int32_t *p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), v); }
   static I izero() { return _mm256_setzero_si256(); }
   static I iset1(int v) { return _mm256_set1_epi32(v); }
   static I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
@@ -210,9 +211,19 @@ struct V {
   }
   static P16 pairs_u8(const uint8_t *p) { return _mm256_cvtepu8_epi16(pairs(p)); }
   static P16 pairs_high4(const uint8_t *p) { return _mm256_srli_epi16(pairs_u8(p), 4); }
+  static P16 pairs_s16(const uint8_t *p) { // already such
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+  }
   static P16 pairs_s8(const uint8_t *p) { return _mm256_cvtepi8_epi16(pairs(p)); }
   static I madd16(I acc, P16 w, const uint32_t *x) {
+#if defined(INSULA_VNNI256) && defined(__AVXVNNI__)
+    return in_order(_mm256_dpwssd_avx_epi32(acc, w, bcast(x)));
+#elif defined(INSULA_VNNI256)
+    __asm__("vpdpwssd %2%{1to8%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*x));
+    return acc;
+#else
     return in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(w, bcast(x))));
+#endif
   }
   // As an instruction: GCC takes a function that only prefetches for one without effect.
   static void prefetch(const void *p) {

@@ -63,6 +63,7 @@ struct V {
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(v));
   }
 
+  static void storei(int32_t *p, I v) { _mm512_storeu_si512(p, v); }
   static I izero() { return _mm512_setzero_si512(); }
   static I iset1(int v) { return _mm512_set1_epi32(v); }
   static I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
@@ -137,6 +138,7 @@ struct V {
   }
   static P16 pairs_u8(const uint8_t *p) { return _mm512_cvtepu8_epi16(pairs(p)); }
   static P16 pairs_high4(const uint8_t *p) { return _mm512_srli_epi16(pairs_u8(p), 4); }
+  static P16 pairs_s16(const uint8_t *p) { return _mm512_loadu_si512(p); } // already such
   static P16 pairs_s8(const uint8_t *p) { return _mm512_cvtepi8_epi16(pairs(p)); }
   static I madd16(I acc, P16 w, const uint32_t *x) {
     __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*x));

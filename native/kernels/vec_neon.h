@@ -65,11 +65,13 @@ struct V {
     std::memcpy(p, &u, 4);
   }
 
+  static void storei(int32_t *p, I v) { vst1q_s32(p, v); }
   static I izero() { return vdupq_n_s32(0); }
   static I iset1(int v) { return vdupq_n_s32(v); }
   static I iadd(I a, I b) { return vaddq_s32(a, b); }
   static I isub(I a, I b) { return vsubq_s32(a, b); }
   template <int n> static I isll(I a) { return vshlq_n_s32(a, n); }
+  static int32_t sum(I a) { return vaddvq_s32(a); }
   static float top(F a) { return vmaxvq_f32(a); }
   // Numbers of 16 bits in four registers as 256 * high + low, both signed bytes.
   static void split(const I *q, uint8_t *high, uint8_t *low) {
@@ -199,6 +201,11 @@ struct V {
   static P16 pairs_u8(const uint8_t *p) { return {u16(four(p)), u16(four(p + 16))}; }
   static P16 pairs_high4(const uint8_t *p) {
     return {u16(vshr_n_u8(four(p), 4)), u16(vshr_n_u8(four(p + 16), 4))};
+  }
+  static P16 pairs_s16(const uint8_t *p) { // already such
+    const int16x8_t q = vreinterpretq_s16_u8(vld1q_u8(p));
+    return {vuzp1_s16(vget_low_s16(q), vget_high_s16(q)),
+            vuzp2_s16(vget_low_s16(q), vget_high_s16(q))};
   }
   static P16 pairs_s8(const uint8_t *p) { return {s16(p), s16(p + 16)}; }
   static I madd16(I acc, P16 w, const uint32_t *x) {

@@ -85,11 +85,18 @@ struct V {
       p[i] = static_cast<int8_t>(a.v[i] > 127 ? 127 : a.v[i] < -128 ? -128 : a.v[i]);
   }
 
+  static void storei(int32_t *p, I v) { std::memcpy(p, v.v, sizeof v.v); }
   static I izero() { INSULA_EACH(I, 0); }
   static I iset1(int x) { INSULA_EACH(I, x); }
   static I iadd(I a, I b) { INSULA_EACH(I, a.v[i] + b.v[i]); }
   static I isub(I a, I b) { INSULA_EACH(I, a.v[i] - b.v[i]); }
   template <int n> static I isll(I a) { INSULA_EACH(I, a.v[i] * (1 << n)); }
+  static int32_t sum(I a) {
+    int32_t t = 0;
+    for (int32_t v : a.v)
+      t += v;
+    return t;
+  }
   static float top(F a) {
     float t = a.v[0];
     for (int i = 1; i < 16; ++i)
@@ -165,6 +172,11 @@ struct V {
     P16 o;
     for (int i = 0; i < 16; ++i)
       o.v[2 * i] = p[i] >> 4, o.v[2 * i + 1] = p[16 + i] >> 4;
+    return o;
+  }
+  static P16 pairs_s16(const uint8_t *p) { // already such
+    P16 o;
+    std::memcpy(o.v, p, sizeof o.v);
     return o;
   }
   static P16 pairs_s8(const uint8_t *p) {

@@ -275,6 +275,9 @@ void Executor::place_row(const Forms &forms, const float *x, size_t k, const Act
   if (forms.a256)
     s_.kernels->quantize_a256(x, k, set.R, row, words(b.q, b.q_tile), floats(b.d, b.d_tile),
                               words(b.sums, b.sums_tile));
+  if (forms.a16)
+    s_.kernels->quantize_a16(x, k, set.R, row, words(set.a16.q, set.a16.q_tile),
+                             floats(set.a16.d, set.a16.d_tile));
   if (forms.f32) {
     float *y = floats(f.f, f.f_tile) + row;
     for (size_t i = 0; i < k; ++i)
@@ -305,7 +308,7 @@ void Executor::matmul_phase(const Phase &p, int thread, Claims *c, Shares &panel
   const bool own = M <= kPrivateRows && p.private_ok && !recorder;
   Scratch &mine = *scratch_[static_cast<size_t>(thread)];
   const ActSet set = (own ? mine.inputs : *shared_).set(tile_rows(*s_.kernels, M), max_k_);
-  for (int i = 0; own ? i < M : (i = c[0].claim(1)) < M; i += own) {
+  auto prepare = [&](int i) {
     const int r = source_row(i);
     const float *x = s_.row(src, r);
     if (p.norm >= 0) {
@@ -316,7 +319,14 @@ void Executor::matmul_phase(const Phase &p, int thread, Claims *c, Shares &panel
     place_row(p.forms, x, k, set, i);
     if (recorder)
       recorder->keep(i, x, k);
-  }
+  };
+  // A tile's rows share cache lines, so where there are enough tiles one thread takes a whole one.
+  const int together = M >= set.R * pool_.size() ? set.R : 1;
+  for (int i = 0; own && i < M; ++i)
+    prepare(i);
+  for (int first; !own && (first = c[0].claim(together)) < M;)
+    for (int i = first; i < std::min(first + together, M); ++i)
+      prepare(i);
   if (!own)
     pool_.barrier();
   if (recorder)
@@ -327,6 +337,7 @@ void Executor::matmul_phase(const Phase &p, int thread, Claims *c, Shares &panel
   j.acts = &set;
   j.rows = M;
   j.add = p.add;
+  j.then = p.then;
   j.scratch = mine.wide.data();
   const int size = std::clamp(p.panels / (pool_.size() * 16), 1, 4);
   for (Shares::Run run; (run = panels.take(thread, size)).count > 0;) {

@@ -297,6 +297,12 @@ std::vector<Phase> compile(const std::vector<Op> &ops, const std::vector<int> &w
             p.glu_op = g;
             ++i;
           }
+        } else if (p.mats.size() == 1 && i < ops.size() && ops[i].kind == OpKind::Act &&
+                   ops[i].src == p.mats[0].dst && ops[i].dst != src &&
+                   (ops[i].dst == ops[i].src || dead(ops, i + 1, ops[i].src))) {
+          p.then = ops[i].act;
+          p.mats[0].dst = ops[i].dst;
+          ++i;
         } else if (p.mats.size() == 1 && i < ops.size() && ops[i].kind == OpKind::Add &&
                    ops[i].src == p.mats[0].dst && ops[i].dst != src && ops[i].dst != ops[i].src &&
                    dead(ops, i + 1, ops[i].src)) {

@@ -28,10 +28,11 @@ struct Weight {
 
 // In which forms products want a row.
 struct Forms {
-  bool a32 = false, a256 = false, f32 = false;
+  bool a32 = false, a256 = false, f32 = false, a16 = false;
   void need(Layout layout) {
     const ActForm f = info(layout).act;
     a32 |= f == ActForm::A32, a256 |= f == ActForm::A256, f32 |= f == ActForm::F32;
+    a16 |= f == ActForm::A16;
   }
 };
 
@@ -50,6 +51,7 @@ struct Phase {
   bool private_ok = true; // few rows: each thread may prepare the input by itself, no barrier
   bool glu = false, add = false, logits = false;
   Op glu_op;
+  int then = -1;   // Matmul: the activation that its one product goes through
   int add_to = -1; // buffer that the product is added to
   Forms forms;
   int panels = 0;

@@ -9,7 +9,7 @@ inline constexpr int kMostQueries = 128; // unless so many share one KV head
 
 // One set of activation buffers: room for `rows` rows of up to k values, whatever the tile.
 struct ActBuffers {
-  Buffer q32, q256, d32, d256, s32, s256, f;
+  Buffer q32, q256, q16, d32, d256, d16, s32, s256, f;
   // Tiles of R rows that stand from row `at` on; a multiple of R rows belongs to them.
   ActSet set(int R, size_t k, size_t at = 0) const {
     const size_t r = static_cast<size_t>(R), b32 = k / 32, b256 = k / 256, s = b256 * kSums256;
@@ -31,6 +31,14 @@ struct ActBuffers {
               s * r,
               0};
     a.f32 = {nullptr, nullptr, nullptr, f.as<float>() + at * k, 0, 0, 0, k * r};
+    a.a16 = {q16.as<uint32_t>() + at * (k / 2),
+             d16.as<float>() + at * (k / kI16Block),
+             nullptr,
+             nullptr,
+             k / 2 * r,
+             k / kI16Block * r,
+             0,
+             0};
     a.R = R;
     return a;
   }
@@ -40,6 +48,7 @@ struct Executor::Inputs : ActBuffers {
   Inputs(size_t rows, size_t k) {
     q32 = Buffer(rows * k), q256 = Buffer(rows * k), f = Buffer(rows * k * 4);
     d32 = Buffer(rows * k / 32 * 4), d256 = Buffer(rows * k / 256 * 4);
+    q16 = Buffer(rows * k * 2), d16 = Buffer(rows * k / kI16Block * 4);
     s32 = Buffer(rows * k / 32 * 4), s256 = Buffer(rows * k / 256 * kSums256 * 4);
   }
 };

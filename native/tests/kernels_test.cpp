@@ -51,6 +51,16 @@ static std::vector<uint8_t> random_file(Layout l, int N, int K) {
       std::memcpy(&out[at], reinterpret_cast<uint8_t *>(&f) + 2, 2);
       break;
     }
+    case Layout::I16: {
+      for (size_t i = 0; i < kI16Block; ++i) {
+        const int16_t q =
+            static_cast<int16_t>(static_cast<int>(rng() % (2 * kI16Most + 1)) - kI16Most);
+        std::memcpy(&out[at + 2 * i], &q, 2);
+      }
+      const float d = 1e-6f * static_cast<float>(1 + rng() % 500);
+      std::memcpy(&out[at + 2 * kI16Block], &d, 4);
+      break;
+    }
     case Layout::Q4_1:
     case Layout::Q5_1:
       half(at, 0.1f);
@@ -101,8 +111,8 @@ static Packed pack(Layout l, const std::vector<uint8_t> &f, int N, int K) {
 
 // Activations in tiles of R rows.
 struct Inputs {
-  std::vector<uint32_t> q32, q256, s32, s256;
-  std::vector<float> d32, d256, f;
+  std::vector<uint32_t> q32, q256, q16, s32, s256;
+  std::vector<float> d32, d256, d16, f;
   ActSet set;
 };
 static void quantize(const KernelTable *t, const float *x, int M, int K, int R, Inputs &b) {
@@ -115,6 +125,8 @@ static void quantize(const KernelTable *t, const float *x, int M, int K, int R, 
   size_t st = (k / 256 + 1) * kSums256;
   b.s256.assign(n * st, 0);
   b.f.assign(n * k, 0);
+  const size_t blocks16 = k / kI16Block + 1;
+  b.q16.assign(n * (k / 2), 0), b.d16.assign(n * blocks16, 0);
   for (int i = 0; i < M; ++i) {
     size_t tl = static_cast<size_t>(i / R), m = static_cast<size_t>(i % R);
     const float *row = x + static_cast<size_t>(i) * k;
@@ -122,11 +134,14 @@ static void quantize(const KernelTable *t, const float *x, int M, int K, int R, 
                     &b.s32[tl * blocks * r]);
     t->quantize_a256(row, k, R, static_cast<int>(m), &b.q256[tl * qt], &b.d256[tl * blocks * r],
                      &b.s256[tl * st * r]);
+    t->quantize_a16(row, k, R, static_cast<int>(m), &b.q16[tl * (k / 2) * r],
+                    &b.d16[tl * blocks16 * r]);
     for (size_t j = 0; j < k; ++j)
       b.f[tl * k * r + j * r + m] = row[j];
   }
   b.set.a32 = {b.q32.data(), b.d32.data(), b.s32.data(), nullptr, qt, blocks * r, blocks * r, 0};
   b.set.a256 = {b.q256.data(), b.d256.data(), b.s256.data(), nullptr, qt, blocks * r, st * r, 0};
+  b.set.a16 = {b.q16.data(), b.d16.data(), nullptr, nullptr, k / 2 * r, blocks16 * r, 0, 0};
   b.set.f32 = {nullptr, nullptr, nullptr, b.f.data(), 0, 0, 0, k * r};
   b.set.R = R;
 }
@@ -149,6 +164,18 @@ static bool same(const std::vector<float> &a, const std::vector<float> &b) {
   return a.size() == b.size() && !std::memcmp(a.data(), b.data(), a.size() * 4);
 }
 
+// quants has the formats of files, and I16 is in none.
+static void whole_numbers(const uint8_t *s, float *out, size_t K) {
+  for (size_t k = 0; k < K; ++k) {
+    const uint8_t *block = s + k / kI16Block * 132;
+    int16_t q;
+    float d;
+    std::memcpy(&q, block + k % kI16Block * 2, 2);
+    std::memcpy(&d, block + kI16Block * 2, 4);
+    out[k] = d * static_cast<float>(q);
+  }
+}
+
 // A packed row decodes to what its file's bytes decode to.
 static void packing() {
   for (int li = 0; li < kLayouts; ++li) {
@@ -156,11 +183,12 @@ static void packing() {
     const int N = 19, K = 768;
     const std::vector<uint8_t> file = random_file(l, N, K);
     const Packed p = pack(l, file, N, K);
-    const quants::Traits format = *quants::traits(info(l).ggml_type);
+    const auto decode =
+        l == Layout::I16 ? whole_numbers : quants::traits(info(l).ggml_type)->dequantize;
     const size_t row = file.size() / static_cast<size_t>(N), k = static_cast<size_t>(K);
     std::vector<float> want(k), got(k);
     for (size_t n = 0; n < static_cast<size_t>(N); ++n) {
-      format.dequantize(&file[n * row], want.data(), k);
+      decode(&file[n * row], want.data(), k);
       unpack_row(l, &p.bytes[n / 16 * panel_bytes(l, k)], static_cast<int>(n % 16), k, got.data());
       CHECK(same(got, want), "%s row %zu is not the file's", info(l).name, n);
     }
@@ -171,7 +199,8 @@ static void matmuls(const KernelTable *t, const KernelTable *ref) {
   uint64_t before = t->calls->load();
   for (int li = 0; li < kLayouts; ++li) {
     Layout l = static_cast<Layout>(li);
-    int N = 37, K = info(l).block == 256 ? 768 : info(l).block == 32 ? 352 : 83;
+    const int block = info(l).block;
+    int N = 37, K = block == 256 ? 768 : block == 64 ? 320 : block == 32 ? 352 : 83;
     Packed p = pack(l, random_file(l, N, K), N, K);
     const int M = 33;
     std::vector<float> x(static_cast<size_t>(M * K));
@@ -182,8 +211,8 @@ static void matmuls(const KernelTable *t, const KernelTable *ref) {
     Inputs a, b;
     quantize(ref, x.data(), M, K, 3, a); // 3: no level has a form of its own for it
     quantize(t, x.data(), M, K, 3, b);
-    CHECK(a.q32 == b.q32 && a.q256 == b.q256 && a.s32 == b.s32 && a.s256 == b.s256 &&
-              same(a.d32, b.d32) && same(a.d256, b.d256),
+    CHECK(a.q32 == b.q32 && a.q256 == b.q256 && a.q16 == b.q16 && a.s32 == b.s32 &&
+              a.s256 == b.s256 && same(a.d32, b.d32) && same(a.d256, b.d256) && same(a.d16, b.d16),
           "%s: activations differ from scalar", t->name);
     std::vector<float> want;
     for (int m = 0; m < M; ++m) {
@@ -196,7 +225,7 @@ static void matmuls(const KernelTable *t, const KernelTable *ref) {
       CHECK(same(got, head), "%s %s M=%d differs from scalar, row by row", t->name, info(l).name,
             m);
     }
-    // fp64 over the dequantized weights: the int8 activations cost at most 5e-4 NMSE.
+    // fp64 over the dequantized weights: int8 activations cost at most 5e-4 NMSE, int16 1e-7.
     double err = 0, ref2 = 0;
     std::vector<float> w(static_cast<size_t>(K));
     for (int n = 0; n < N; ++n) {
@@ -210,7 +239,8 @@ static void matmuls(const KernelTable *t, const KernelTable *ref) {
         err += e * e, ref2 += s * s;
       }
     }
-    CHECK(err / ref2 < 5e-4, "%s %s NMSE %g", t->name, info(l).name, err / ref2);
+    CHECK(err / ref2 < (l == Layout::I16 ? 1e-7 : 5e-4), "%s %s NMSE %g", t->name, info(l).name,
+          err / ref2);
   }
   CHECK(t->calls->load() > before, "%s did not count its calls", t->name);
 }

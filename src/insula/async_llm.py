@@ -6,8 +6,9 @@
             print(chunk.text, end="")
 
 Owns the way between an event loop and the engine: one thread steps the engine for all requests and
-hands each loop what came, at most once a step. Cancelling a task, or leaving `async for`, frees the
-request within one step. What is asked and answered is `insula.llm`'s.
+hands each loop what came, at most once a step; embeddings are computed by a few threads that take
+turns at the engine. Cancelling a task, or leaving `async for`, frees the request within one step.
+What is asked and answered is `insula.llm`'s.
 """
 
 from __future__ import annotations
@@ -19,12 +20,21 @@ from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from insula.engine.stream import Stream
-from insula.given import Prompt
+from insula.errors import EngineError
+from insula.given import Prompt, listed_texts
 from insula.llm import LLM
-from insula.types import Chunk, Completion, Message, ModelInfo, SamplingParams
+from insula.types import Chunk, Completion, Embeddings, Message, ModelInfo, SamplingParams
+
+if TYPE_CHECKING:
+    from insula.engine.embedding import EmbeddingEngine, Stop
+
+T = TypeVar("T")
+
+#: Calls for embeddings whose steps alternate; further ones wait for one of them.
+EMBEDDING_CALLS = 4
 
 
 class AsyncLLM:
@@ -39,6 +49,7 @@ class AsyncLLM:
         engine = self._llm._engine
         step = getattr(engine, "step", None)
         self._pump: _Pump | _Threads = _Threads() if step is None else _Pump(step)
+        self._embedders = ThreadPoolExecutor(EMBEDDING_CALLS, thread_name_prefix="insula-embed")
 
     @classmethod
     async def load(cls, model: str | os.PathLike[str], **options: Any) -> Self:
@@ -78,6 +89,60 @@ class AsyncLLM:
         """As `LLM.chat`."""
         return await _whole(self.chat_stream(messages, params, **options))
 
+    async def embed(
+        self,
+        texts: str | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        truncate: bool = False,
+        dimensions: int | None = None,
+    ) -> Embeddings:
+        """As `LLM.embed`."""
+        from insula.engine import embedding
+
+        listed = listed_texts(texts)
+        return await self._computed(
+            lambda engine, stop: embedding.embed(
+                engine, listed, truncate=truncate, dimensions=dimensions, stop=stop
+            )
+        )
+
+    async def rerank(
+        self, query: str, documents: Sequence[str], *, truncate: bool = False
+    ) -> list[tuple[int, float]]:
+        """As `LLM.rerank`."""
+        from insula.engine import embedding
+
+        listed = listed_texts(documents, one=False)
+        return await self._computed(
+            lambda engine, stop: embedding.rerank(
+                engine, query, listed, truncate=truncate, stop=stop
+            )
+        )
+
+    async def classify(
+        self, texts: str | Sequence[str], *, truncate: bool = False
+    ) -> list[dict[str, float]]:
+        """As `LLM.classify`."""
+        from insula.engine import embedding
+
+        listed = listed_texts(texts)
+        return await self._computed(
+            lambda engine, stop: embedding.classify(engine, listed, truncate=truncate, stop=stop)
+        )
+
+    async def _computed(self, work: Callable[[EmbeddingEngine, Stop], T]) -> T:
+        """What `work` gives, from a thread that stops before its next step once nobody waits."""
+        engine = self._llm._embedding_engine()
+        left = threading.Event()
+        try:
+            running = self._embedders.submit(work, engine, left.is_set)
+        except RuntimeError:
+            raise EngineError("the engine is closed; open the model again") from None
+        try:
+            return await asyncio.wrap_future(running)
+        finally:
+            left.set()
+
     async def aclose(self) -> None:
         """Cancel what runs and free the model."""
         await asyncio.to_thread(self.close)
@@ -86,6 +151,7 @@ class AsyncLLM:
         """As `aclose`, blocking."""
         self._llm.close()
         self._pump.close()
+        self._embedders.shutdown()
 
     async def __aenter__(self) -> Self:
         return self

@@ -112,7 +112,9 @@ class LLM(ChatMethods, EmbeddingMethods):
         cache_dir_bytes: most bytes in it, or such as "2G"; None: INSULA_CACHE_DIR_BYTES or 4 GiB.
             What was used longest ago goes first.
         adapters: low-rank adapters (LoRA) by name, each a GGUF file or a PEFT folder; a request
-            names the one it goes through. A list of paths: each by its file's or folder's name.
+            names the one it goes through. A list of paths: each by its file's or folder's name. A
+            model of the store with an ADAPTER has that one under its own name, for all requests
+            that name none.
         gpu_layers: layers on a GPU, -1 for all, by llama.cpp where its wheel can use one here; with
             engine="auto" and none, the model runs on the CPU and a note says so. None: what the
             backend does by itself.
@@ -167,7 +169,6 @@ class LLM(ChatMethods, EmbeddingMethods):
         if cache_dir_bytes is None:
             cache_dir_bytes = env.cache_dir_bytes or CACHE_DIR_BYTES
         found = locate(model, allow_download=download, progress=progress)
-        # Also where they are not wanted: a model that needs an adapter is no model without it.
         own = ModelDefaults() if found.manifest is None else defaults_of(found.manifest)
         if not defaults:
             own = ModelDefaults()
@@ -178,6 +179,11 @@ class LLM(ChatMethods, EmbeddingMethods):
         draft = None
         if speculate not in ("off", "ngram"):
             draft = locate(speculate, allow_download=download, progress=progress)
+            draft.refuse_adapter()
+        # Also where defaults are not wanted: the adapter is the model's, not a setting.
+        named = named_adapters(adapters)
+        if found.adapter is not None and found.name in named:
+            raise ConfigError(f"adapters: {found.name!r} is the model's own; give another name")
         loaded = load(
             found.path,
             name=found.path.name if found.origin == "path" else found.name,
@@ -201,7 +207,8 @@ class LLM(ChatMethods, EmbeddingMethods):
                 home=env.home,
                 cache_dir=None if cache_dir in (None, "") else folder(cache_dir, name="cache_dir"),
                 cache_dir_bytes=parse_size(cache_dir_bytes, name="cache_dir_bytes"),
-                adapters=named_adapters(adapters),
+                adapters=named if found.adapter is None else {found.name: found.adapter, **named},
+                own_adapter=None if found.adapter is None else found.name,
                 gpu_layers=gpu_layers,
                 mmproj=None if mmproj is None else Path(mmproj).expanduser(),
             ),
@@ -209,6 +216,11 @@ class LLM(ChatMethods, EmbeddingMethods):
         self._take(loaded, own)
 
     def _take(self, loaded: Loaded, own: ModelDefaults) -> None:
+        if own.template is not None:
+            from insula.chat.prompt import usable
+
+            template, notes = usable(own.template)
+            own = dataclasses.replace(own, template=template, notes=(*own.notes, *notes))
         self._defaults = own
         self.model_info: ModelInfo = dataclasses.replace(
             loaded.info,
@@ -271,7 +283,7 @@ class LLM(ChatMethods, EmbeddingMethods):
         overflow: what happens if prompt and max_tokens exceed the context: "error", or "stop":
             generate until it is full (finish_reason "length", and a note).
         use_cache, salt: see engine.request.Request.
-        adapter: the name of one of the model's adapters to go through; None: none.
+        adapter: the name of one of the model's adapters to go through; None: its own, or none.
         constraint: what the completion must look like (types.Constraint). response_format: the
             same as OpenAI writes it, {"type": "json_object"} or {"type": "json_schema",
             "json_schema": {"name": ..., "schema": ...}}; grammar: as GBNF or Lark. One of the

@@ -14,6 +14,7 @@ import pytest
 
 from cli.conftest import failed
 from hub_server import slowly
+from split_model import split
 
 MODELFILE = """FROM ./tiny.gguf
 PARAMETER temperature 0
@@ -101,10 +102,63 @@ def test_a_modelfile_from_a_pipe_and_one_that_is_not_there(insula, here):
     assert "ningún Modelfile" in failed(insula("create", "m", "-f", "none", LANG="es_ES"), 1)
 
 
-def test_an_adapter_is_refused_when_it_would_run(insula, here):
+def test_what_is_no_adapter_is_refused_when_the_model_is_made(insula, here):
     (here / "Modelfile").write_text("FROM tiny.gguf\nADAPTER tiny.gguf\n")
-    assert "not run by its name" in insula("create", "mine").stderr
-    assert "LoRA" in failed(insula("run", "mine", "hi"), 1)
+    assert "is no adapter" in failed(insula("create", "mine", "-q"), 1)
+    assert "ADAPTER tiny.gguf" in failed(insula("create", "mine", "-q", LANG="es_ES"), 1)
+    assert json.loads(insula("list", "--json").stdout)["store"] == []
+
+
+def test_a_split_model_in_every_command(insula, here, hub, tiny, env, tmp_path):
+    files = split(tiny, tmp_path / "parts", base="t-Q4_K_M")
+    hub.add("o/r", {f"Q4_K_M/{path.name}": path.read_bytes() for path in files})
+    total = sum(path.stat().st_size for path in files)
+    done = insula("pull", "hf.co/o/r", "--json")
+    assert done.returncode == 0, done.stderr
+    name = json.loads(done.stdout)["name"]
+    (row,) = json.loads(insula("list", "--json").stdout)["store"]
+    assert (row["name"], row["model_size"], row["complete"]) == (name, total, True)
+    shown = json.loads(insula("show", name, "--json").stdout)
+    assert shown["size"] == total
+    assert insula("show", name).returncode == 0
+    wanted = insula("run", str(tiny), "hi", "-t", "0", "-n", "4")
+    assert insula("run", name, "hi", "-t", "0", "-n", "4").stdout == wanted.stdout
+    assert insula("cp", name, "mine").returncode == 0
+    assert insula("lock", "mine").returncode == 0
+    assert insula("export", "mine", "-o", "out.tar").returncode == 0
+    assert insula("rm", name, "mine").returncode == 0
+    models = Path(env["INSULA_HOME"]) / "models"
+    assert not [path for path in models.rglob("*") if path.is_file()]
+    done = insula("import", "out.tar", "--json")
+    assert done.returncode == 0, done.stderr
+    assert insula("run", "mine", "hi", "-t", "0", "-n", "4").stdout == wanted.stdout
+    assert insula("lock").returncode == 0
+
+
+def test_a_damaged_manifest_can_be_removed(insula, here, env):
+    assert insula("import", "tiny.gguf", "--name", "mine").returncode == 0
+    models = Path(env["INSULA_HOME"]) / "models"
+    (models / "manifests" / "mine" / "latest.json").write_text("{}")
+    done = insula("rm", "mine")
+    assert done.returncode == 0, done.stderr
+    assert "could not be read" in done.stdout
+    assert len(list((models / "blobs").iterdir())) == 1
+    assert insula("prune").returncode == 0
+    assert list((models / "blobs").iterdir()) == []
+    assert "no model" in failed(insula("rm", "mine"), 1)
+
+
+def test_what_a_stranger_wrote_drives_no_terminal(insula, here):
+    evil = "\x1b]0;owned\x07\x1b[2J\x9b31m"
+    (here / "Modelfile").write_text(f"FROM tiny.gguf\nSYSTEM a{evil}b\nLICENSE c{evil}d\x0c\n")
+    assert insula("create", "mine", "-q").returncode == 0
+    done = insula("show", "mine", "--modelfile")
+    assert done.returncode == 0, done.stderr
+    assert "a]0;owned[2J31mb" in done.stdout
+    assert not set(done.stdout) & set(map(chr, (*range(9), *range(11, 32), *range(127, 160))))
+    assert "8 control characters" in done.stderr
+    exact = json.loads(insula("show", "mine", "--modelfile", "--json").stdout)["modelfile"]
+    assert f"a{evil}b" in exact
 
 
 def test_pull_from_every_source(insula, hub, tiny, here):

@@ -10,6 +10,7 @@ import pytest
 
 from hub_server import HubServer
 from insula.compat.llama_cpp import Llama
+from split_model import split
 
 REPO = "owner/tiny-GGUF"
 
@@ -69,9 +70,19 @@ def test_none_or_several(hub: HubServer, filename: str | None, message: str) -> 
 
 
 def test_what_is_not_here(hub: HubServer, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="models in parts"):
+    with pytest.raises(ValueError, match="come with its first one"):
         load("*F32*", additional_files=["b.gguf"])
     with pytest.raises(ValueError, match="owner/none"):
         Llama.from_pretrained("owner/none", "*.gguf")
     with pytest.warns(UserWarning, match="cache_dir has no effect"):
         load("*F32*", cache_dir=str(tmp_path)).close()
+
+
+def test_a_split_model_comes_whole(hub: HubServer, tiny_model: Path, tmp_path: Path) -> None:
+    files = split(tiny_model, tmp_path / "parts", 2, base="tiny-Q4_K_M")
+    hub.add(REPO, {path.name: path.read_bytes() for path in files})
+    folder = tmp_path / "mine"
+    with load("*Q4_K_M*", local_dir=folder) as model, Llama(str(tiny_model), n_ctx=64) as whole:
+        assert sorted(path.name for path in folder.iterdir()) == [path.name for path in files]
+        answers: Any = [m("hello", max_tokens=3, temperature=0) for m in (model, whole)]
+    assert answers[0]["choices"] == answers[1]["choices"]

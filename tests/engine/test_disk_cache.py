@@ -365,3 +365,11 @@ def test_random_schedules_with_few_pages_and_a_damaged_folder(data: st.DataObjec
                     raw = bytearray(path.read_bytes())
                     raw[rng.integers(len(raw))] ^= 1
                     path.write_bytes(raw)
+
+
+def test_less_room_than_a_page_takes_is_said(tiny_model: Path, tmp_path: Path) -> None:
+    with LLM(tiny_model, cache_dir=tmp_path / "cache", cache_dir_bytes=1000) as llm:
+        assert any("cache_dir_bytes is 1000" in note for note in llm.model_info.notes)
+        llm.generate("the island " * 30, max_tokens=2)
+    with LLM(tiny_model, cache_dir=tmp_path / "cache", cache_dir_bytes="1M") as llm:
+        assert not any("on disk" in note for note in llm.model_info.notes)

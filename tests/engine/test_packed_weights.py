@@ -17,6 +17,7 @@ from insula import LLM, _native
 from insula.engine import packed_weights
 from insula.engine.packed_weights import open_packed, sweep
 from insula.engine.runner import NativeRunner, matrices
+from insula.engine.whole_numbers import kept_as
 from insula.errors import ConfigError, FormatError, ResourceError
 from insula.models.load import open_model
 from insula.models.quantize import quantize_file
@@ -202,7 +203,8 @@ def test_a_tensor_that_the_kernels_do_not_know_is_told(tiny_model, home) -> None
         native = _native.Model("", 1)
         with pytest.raises(ValueError, match="has 64 bytes where"):
             native.add_packed(0, 16, 16, np.zeros(64, np.uint8))
-        found = open_packed(home, native, model.gguf, matrices(model.graph), key=b"k")
+        types = kept_as(model.graph, model.gguf, matrices(model.graph), whole=False)
+        found = open_packed(home, native, model.gguf, types, key=b"k")
         found.check()
         found.close()
 

@@ -8,12 +8,13 @@ import json
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from insula.errors import ChecksumError, ConfigError, FormatError, InsulaError, NotFoundError
-from insula.hub import bundle
+from insula.hub import bundle, local
 from insula.hub.create import create
 from insula.hub.modelfile import parse
 from insula.hub.pull_file import take_file
@@ -282,3 +283,53 @@ def test_killed_while_importing_leaves_nothing_that_prune_does_not_take(parts, o
     assert not list(other.partial.iterdir())
     bundle.take(path, store=other)
     assert other.get("a:1") is not None
+
+
+def named(document, *names):
+    """The document with one model under each of these names."""
+    (model,) = document["models"]
+    return {**document, "models": [{**model, "name": name} for name in names]}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a:1", "b:1", "a:1"),
+        ("a:1", "b:1", "A:1"),  # one file where case does not count
+        ("a:1", "a/1.json:x"),  # a file and a folder
+        ("a/1.json:x", "a:1"),
+    ],
+)
+def test_names_that_collide_come_in_whole_or_not_at_all(parts, other, tmp_path, names):
+    document, members = parts
+    said = refused(make(tmp_path / "x.tar", named(document, *names), members), other, ConfigError)
+    assert "cannot both be names" in said
+
+
+def test_names_that_collide_with_what_is_here(parts, other, tmp_path):
+    document, members = parts
+    bundle.take(make(tmp_path / "a.tar", document, members), store=other)
+    crossing = make(tmp_path / "x.tar", named(document, "b:1", "a/1.json:x"), members)
+    for replacing in (False, True):
+        with pytest.raises(ConfigError, match="cannot both be names"):
+            bundle.take(crossing, store=other, replacing=replacing)
+    assert [m.name for m in other.scan()[0]] == ["a:1"]
+    assert not list(other.partial.iterdir())
+
+
+def test_a_disk_that_fails_in_the_middle_leaves_no_half(parts, other, tmp_path):
+    document, members = parts
+    bundle.take(make(tmp_path / "a.tar", named(document, "b:1"), members), store=other)
+    before = other.get("b:1")
+    manifests = [replace(before, name=name, licence="new") for name in ("b:1", "c:1", "d:1")]
+    (other.manifests / "d").symlink_to(tmp_path / "nowhere")  # no manifest can be put there
+    with pytest.raises((InsulaError, OSError)):
+        other.add_all(manifests, {})
+    assert other.scan()[0] == [before]
+
+
+@pytest.mark.parametrize("program", local.PROGRAMS)
+def test_names_of_other_programs_do_not_come_with_a_bundle(parts, other, tmp_path, program):
+    document, members = parts
+    for name in (f"{program}/x:1", f"{program.upper()}/x/y:1"):
+        refused(make(tmp_path / "x.tar", named(document, "b:1", name), members), other)

@@ -12,9 +12,9 @@ from insula.errors import (
     ChecksumError,
     ConfigError,
     DownloadError,
+    FormatError,
     NotFoundError,
     OfflineError,
-    UnsupportedError,
 )
 from insula.hub.huggingface import quant_of, token
 from insula.hub.pull import pull
@@ -78,9 +78,11 @@ def test_a_missing_quantization_lists_what_there_is(repo, quick):
     assert "mmproj" not in message
 
 
-def test_split_files_are_named_as_such(repo, quick):
-    with pytest.raises(UnsupportedError, match=r"split into 2 files.*Q4_K_M"):
+def test_parts_that_are_no_models_are_not_kept(repo, quick):
+    with pytest.raises(FormatError):
         pull("hf.co/some-One/Model.v2-GGUF:F16", retry=quick)
+    store = ModelStore()
+    assert not [path for path in store.root.rglob("*") if path.is_file()]
 
 
 def test_no_default_among_several_is_a_list(hub, quick):
@@ -221,7 +223,7 @@ def test_an_endless_answer_is_cut_off(hub, quick, monkeypatch):
         ("gpt-oss-20b-mxfp4.gguf", "MXFP4"),
         ("model.TQ1_0.gguf", "TQ1_0"),
         ("model-f16.gguf", "F16"),
-        ("Q8_0/model.gguf", None),
+        ("Q8_0/model.gguf", "Q8_0"),
         ("qwen2.5-0.5b.gguf", None),
     ],
 )

@@ -102,12 +102,12 @@ def test_redirects_are_followed_and_loops_are_not(hub, url, quick):
         pull(f"{url}?again", retry=quick)
 
 
-def test_split_files_are_refused(hub, quick, tmp_path):
-    with pytest.raises(UnsupportedError):
+def test_a_part_alone_is_refused(hub, quick, tmp_path):
+    with pytest.raises(UnsupportedError, match="an address is of one file"):
         pull(f"{hub.cdn}/m-00001-of-00002.gguf", retry=quick)
     part = tmp_path / "m-00001-of-00002.gguf"
     part.write_bytes(DATA)
-    with pytest.raises(UnsupportedError):
+    with pytest.raises(FormatError):
         pull(str(part))
 
 

@@ -281,3 +281,22 @@ def test_prune_takes_what_a_killed_process_left_and_nothing_of_a_live_one(store)
     (store.partial / "work-0.lock").touch()  # its process is gone
     assert store.prune().freed == 4
     assert not list(store.partial.iterdir())
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff\xfe", b"[" * 100_000])
+def test_a_name_whose_manifest_is_damaged_can_be_removed(store, data):
+    put(store, "good:1", b"GGUF good")
+    put(store, "bad:1", b"GGUF bad")
+    (store.manifests / "bad" / "1.json").write_bytes(data)
+    for name in ("bad:1", "bad"):
+        with pytest.raises(FormatError):
+            store.get(name)
+    removed = store.remove("bad")
+    assert (removed.name, removed.manifest, removed.freed) == ("bad", None, 0)
+    assert [m.name for m in store.scan()[0]] == ["good:1"]
+    assert store.scan()[1] == []
+    assert not (store.manifests / "bad").exists()
+    assert store.prune().freed == len(b"GGUF bad")
+    assert store.is_whole(store.get("good:1"))
+    with pytest.raises(NotFoundError):
+        store.remove("bad:1")

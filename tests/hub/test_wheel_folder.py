@@ -77,7 +77,7 @@ def test_it_is_converted_on_its_way_into_the_store(hub, monkeypatch, quick, fold
     assert list(store.partial.iterdir()) == []
     assert "unpack" in phases
     with LLM("encoder:1") as llm:
-        assert llm.embed("the cat").vectors.shape == (1, 32)
+        assert llm.embed("the cat").vectors.shape == (1, 64)
         assert np.isfinite(llm.embed("the cat").vectors).all()
 
 

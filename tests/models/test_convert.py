@@ -222,6 +222,12 @@ def test_tied_weights_are_written_once(tmp_path):
         assert "output.weight" not in out.tensors
 
 
+def test_dynamic_scaling_is_noted(tmp_path):
+    config = CONFIG | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    notes = convert(save(tmp_path / "model", weights(), config), tmp_path / "out.gguf")
+    assert any("dynamic" in note for note in notes)
+
+
 def test_both_ways_of_writing_rotary_scaling(tmp_path):
     scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     scaling |= {"original_max_position_embeddings": 64, "rope_type": "llama3"}
@@ -250,8 +256,8 @@ def test_both_ways_of_writing_rotary_scaling(tmp_path):
         {"partial_rotary_factor": 0.5},
         {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
         {"sliding_window": 64},
-        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
-        {"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 0.7}
+        {"rope_scaling": {"type": "proportional", "factor": 2.0}},
+        {"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}
          | {"original_max_position_embeddings": 64}},
     ],
 )  # fmt: skip

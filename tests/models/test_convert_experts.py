@@ -40,6 +40,8 @@ GPT_OSS = CONFIG | {
     "intermediate_size": 32,
     "head_dim": E,
     "sliding_window": 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "quantization_config": {"quant_method": "mxfp4"},  # as the released ones say
 }
 
 

@@ -77,7 +77,7 @@ def test_qwen_is_recognized_and_its_normalizer_noted(tmp_path):
     "change",
     [
         lambda m: m.update(pre_tokenizer=split(LLAMA3.replace("{1,3}", "{1,4}"))),
-        lambda m: m.update(pre_tokenizer=split(LLAMA3)),  # without ignore_merges
+        lambda m: m.update(pre_tokenizer=split(LLAMA3), normalizer={"type": "NFC"}),
         lambda m: m.update(pre_tokenizer=None),
         lambda m: m["pre_tokenizer"].update(add_prefix_space=True),
         lambda m: m["pre_tokenizer"].update(use_regex=False),
@@ -145,8 +145,17 @@ def bpe_metadata(model):
 
 
 def test_definitions_are_distinct():
-    found = [json.dumps(p.definition, sort_keys=True) for p in PRE_TOKENIZERS]
+    found = [json.dumps([p.definition, p.ignore_merges], sort_keys=True) for p in PRE_TOKENIZERS]
     assert len(set(found)) == len(found)
+
+
+def test_what_decides_between_two_names_of_one_definition():
+    model = tiny_tokenizer.tokenizer_json()
+    model["pre_tokenizer"] = split(LLAMA3)
+    model["normalizer"] = {"type": "Sequence", "normalizers": []}  # which does nothing
+    assert identify(model).name == "dbrx"
+    model["model"]["ignore_merges"] = True
+    assert identify(model).name == "llama-bpe"
 
 
 def test_bos_by_the_post_processor(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +67,30 @@ def test_unigram(tmp_path):
     for text in (BOOK, "Mancha", "un  lugar   de", "cuyo nombre", "Quijote y 中"):
         assert tokenizer.encode(text) == theirs.encode(text).ids, text
     assert (tokenizer.model, tokenizer.bos_id, tokenizer.eos_id) == ("unigram", 0, 2)
+
+
+def test_white_space_that_only_separates_words(tmp_path):
+    """XLM-R's older files cut at white space before Metaspace: runs of it count once."""
+    definition = {
+        "added_tokens": [
+            {"id": i, "content": t, "special": True, "normalized": False}
+            | {"single_word": False, "lstrip": False, "rstrip": False}
+            for i, t in enumerate(("<s>", "</s>", "<unk>"))
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "WhitespaceSplit"},
+                {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always"},
+            ],
+        },
+        "post_processor": {"type": "RobertaProcessing", "cls": ["<s>", 0], "sep": ["</s>", 1]},
+        "model": {"type": "Unigram", "unk_id": 2, "byte_fallback": False}
+        | {"vocab": [["<s>", 0], ["</s>", 0], ["<unk>", 0], ["\u2581", -2], ["\u2581a", -3]]},
+    }
+    with pytest.raises(UnsupportedError, match="white space"):
+        ours(tmp_path, definition, 5)
 
 
 def test_a_damaged_table_is_named(tmp_path):
@@ -175,3 +200,106 @@ def _regex(pattern):
     from tokenizers import Regex
 
     return Regex(pattern)
+
+
+def ranked(space):
+    """A SentencePiece BPE as transformers writes it into tokenizer.json, every way to a piece among
+    the merges."""
+    pieces = ["\u2581", *"theisland", "th", "the", "\u2581the", "is", "an", "land"]
+    pieces = list(dict.fromkeys(pieces))
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *pieces]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    merges = [
+        [piece[:cut], piece[cut:]]
+        for piece in pieces
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocab and piece[cut:] in vocab
+    ]
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    prepend = {"type": "Prepend", "prepend": "\u2581"}
+    metaspace = {"type": "Metaspace", "replacement": "\u2581", "split": False}
+    return {
+        "added_tokens": [
+            {"id": i, "content": tokens[i], "special": True, "normalized": False}
+            | {"single_word": False, "lstrip": False, "rstrip": False}
+            for i in range(3)
+        ],
+        "normalizer": {
+            "first": None,
+            "prepend": {"type": "Sequence", "normalizers": [prepend, replace]},
+            "none": replace,
+        }[space],
+        "pre_tokenizer": metaspace | {"prepend_scheme": "first"} if space == "first" else None,
+        "post_processor": None,
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    }
+
+
+@pytest.mark.parametrize("space", ["first", "prepend", "none"])
+def test_sentencepiece_bpe_without_its_model_file(tmp_path, space):
+    definition = ranked(space)
+    n_vocab = len(definition["model"]["vocab"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    meta, notes = tokenizer_metadata(tmp_path, {}, n_vocab=n_vocab)
+    assert bool(notes) == (space == "first")
+    tokenizer = Tokenizer.from_metadata({f"tokenizer.{key}": value for key, value in meta.items()})
+    theirs = HuggingFace.from_str(json.dumps(definition))
+    for text in ("the island", "the  the", "thethe land ", "x the ñ", "is\nthe"):
+        wanted = theirs.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text, add_special=False) == wanted, text
+    assert tokenizer.model == "spm"
+
+
+def test_ranks_that_are_no_scores_are_refused(tmp_path):
+    definition = ranked("none")
+    definition["model"]["merges"].remove(["t", "h"])
+    with pytest.raises(UnsupportedError, match="never merges"):
+        ours(tmp_path, definition, 300)
+    definition = ranked("none")
+    merges = definition["model"]["merges"]
+    merges.append(merges[0])
+    with pytest.raises(UnsupportedError, match="one score"):
+        ours(tmp_path, definition, 300)
+    definition = ranked("none") | {"normalizer": {"type": "NFC"}}
+    with pytest.raises(UnsupportedError, match="spaces otherwise"):
+        ours(tmp_path, definition, 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "GemmaTokenizer"])
+def test_what_transformers_saves_of_a_sentencepiece_model(tmp_path, name):
+    """It writes a tokenizer.json and no tokenizer.model."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    transformers = pytest.importorskip("transformers")
+    text = (Path(__file__).parents[2] / "docs" / "decisions.md").read_text(encoding="utf-8")
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text.txt"),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=900,
+        model_type="bpe",
+        byte_fallback=True,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        pad_id=-1,
+        user_defined_symbols=["<pad>", "<eos>", "<bos>"] if name.startswith("Gemma") else [],
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "tokenizer.model").exists()
+    meta, _ = tokenizer_metadata(tmp_path / "saved", {}, n_vocab=len(theirs))
+    tokenizer = Tokenizer.from_metadata({f"tokenizer.{key}": value for key, value in meta.items()})
+    lines = [line.strip() for line in text.splitlines() if line.strip()][:200]
+    assert len(lines) > 20
+    for line in [*lines, BOOK, "中 ñ 🦙"]:
+        wanted = theirs(line, add_special_tokens=False)["input_ids"]
+        assert tokenizer.encode(line, add_special=False) == wanted, line

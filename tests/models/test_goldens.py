@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from golden import golden
+from golden.record import close
 from insula.formats.gguf import GGUFFile
-from insula.models.registry import ARCHITECTURES, build_graph
+from insula.models.registry import build_graph
 from insula.ops.graph import (
     Act,
     Attention,
@@ -27,7 +28,7 @@ from insula.ops.graph import (
 )
 from insula.ops.pooling import pooled, wanted_rows
 from insula.ops.reference import forward
-from oracle.runners import RUNNERS
+from oracle.runners import NATIVE_F32_KV, RUNNERS
 
 
 @pytest.fixture(params=golden.NAMES)
@@ -35,14 +36,6 @@ def case(request, tmp_path):
     wanted = golden.load(request.param)
     with GGUFFile.open(wanted.write(tmp_path)) as gguf:
         yield wanted, gguf
-
-
-def test_every_architecture_has_a_golden(tmp_path):
-    covered = set()
-    for name in golden.NAMES:
-        with GGUFFile.open(golden.load(name).write(tmp_path)) as gguf:
-            covered.add(gguf.metadata["general.architecture"])
-    assert covered == set(ARCHITECTURES)
 
 
 def test_forward_agrees(case):
@@ -78,6 +71,8 @@ def test_runner_agrees_in_slices(kind, case):
             types=None if wanted.types is None else wanted.types[start:stop],
         )
     runner.close()
+    if kind is NATIVE_F32_KV:
+        close("native", wanted.name, logits, wanted.logits, kind.tolerance)
     np.testing.assert_allclose(logits, wanted.logits, rtol=0, atol=kind.tolerance)
 
 

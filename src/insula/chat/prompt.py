@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from insula.chat.calling import Calling
 from insula.chat.formats import FORMATS
+from insula.chat.go_template import is_go
 from insula.chat.plain import Rendered, marked, unmarked
 from insula.chat.templates import ChatTemplate
 from insula.engine.request import Tokenizer
@@ -157,9 +158,10 @@ class ChatFormat:
 
 
 def chat_template(tokenizer: Tokenizer, choice: ChatTemplate | str | None = None) -> ChatTemplate:
-    """The model's own template; or the one given, a format's name (`chat.formats`) or Jinja.
+    """The model's own template; or the one given: a format's name (`chat.formats`), Jinja, or
+    Ollama's Go.
 
-    Raises TemplateError if there is none or it is not Jinja.
+    Raises TemplateError if there is none or it cannot be read.
     """
     if isinstance(choice, ChatTemplate):
         return choice
@@ -170,11 +172,28 @@ def chat_template(tokenizer: Tokenizer, choice: ChatTemplate | str | None = None
         )
     if choice is None or choice in FORMATS:
         return ChatTemplate.of(tokenizer, name=choice)
+    if is_go(choice):
+        from insula.chat.go_jinja import translated
+
+        choice = translated(choice)
     return ChatTemplate(
         choice,
         bos_token=_text(tokenizer, tokenizer.bos_id),
         eos_token=_text(tokenizer, tokenizer.eos_id),
     )
+
+
+def usable(template: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """A template that came with a model, in Jinja or as a format's name; None, and a line that
+    says why, where it is Ollama's Go and has no translation."""
+    if template is None or template in FORMATS or not is_go(template):
+        return template, ()
+    from insula.chat.go_jinja import translated
+
+    try:
+        return translated(template), ()
+    except TemplateError as error:
+        return None, (text("chat.go_template", reason=error),)
 
 
 def plain_messages(messages: Any) -> list[Message]:

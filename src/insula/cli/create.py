@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from insula.chat.formats import FORMATS
+from insula.chat.prompt import usable
 from insula.chat.templates import ChatTemplate
 from insula.cli.inputs import read_stdin
 from insula.cli.output import note, say, say_json, size
@@ -16,7 +17,6 @@ from insula.cli.transfers import TransferDisplay
 from insula.errors import ConfigError, NotFoundError, TemplateError
 from insula.hub import create as creator
 from insula.hub import modelfile
-from insula.hub.defaults import is_go_template
 from insula.hub.store import ModelStore
 from insula.locale import text
 from insula.security.small_file import NotRegularError, TooLongError, read_small
@@ -41,14 +41,15 @@ def create(
         created = creator.create(
             name, said, folder=folder, store=store, progress=display, in_place=in_place
         )
+    notes = (*created.notes, *usable(created.manifest.defaults.template)[1])
     if as_json:
-        say_json({**asdict(created.manifest), "notes": list(created.notes)})
+        say_json({**asdict(created.manifest), "notes": list(notes)})
         return
-    for line in created.notes:
+    for line in notes:
         note(line)
     if not quiet:
         manifest = created.manifest
-        say(text("pull.ready", name=manifest.name, size=size(manifest.size)))
+        say(text("pull.ready", name=manifest.name, size=size(manifest.model_size)))
 
 
 def _read(path: Path) -> str:
@@ -62,10 +63,13 @@ def _read(path: Path) -> str:
 
 def _try(template: str) -> None:
     """Raise ConfigError for a template that fails where every template must work."""
-    if template in FORMATS or is_go_template(template):
+    if template in FORMATS:
         return
+    source, notes = usable(template)
+    if notes or source is None:
+        return  # said when the model is made
     try:
-        ChatTemplate(template, bos_token="", eos_token="").render(
+        ChatTemplate(source, bos_token="", eos_token="").render(
             [{"role": "user", "content": "hello"}]
         )
     except TemplateError as error:

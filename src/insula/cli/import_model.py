@@ -45,4 +45,4 @@ def import_model(
         say_json([{**asdict(manifest), "path": str(store.path(manifest))} for manifest in taken])
     elif not quiet:
         for manifest in taken:
-            say(text("pull.ready", name=manifest.name, size=size(manifest.size)))
+            say(text("pull.ready", name=manifest.name, size=size(manifest.model_size)))

@@ -13,6 +13,7 @@ from insula.cli.output import columns, note, say, say_json, size
 from insula.errors import InsulaError, UnsupportedError
 from insula.formats.gguf import GGUFFile
 from insula.hub import catalog, local
+from insula.hub.manifest import Manifest
 from insula.hub.store import ModelStore
 from insula.locale import text
 
@@ -30,9 +31,8 @@ def list_models(
         own = [
             {
                 **asdict(manifest),
-                "path": manifest.place.path
-                if manifest.place
-                else str(store.blob_path(manifest.sha256)),
+                "model_size": manifest.model_size,
+                "path": _path(manifest, store),
                 "complete": store.is_whole(manifest),
                 "references": references[manifest.sha256],
             }
@@ -57,7 +57,7 @@ def list_models(
     rows = [
         (
             manifest.name,
-            size(manifest.size) if store.is_whole(manifest) else text("list.incomplete"),
+            size(manifest.model_size) if store.is_whole(manifest) else text("list.incomplete"),
             manifest.licence or "",
             manifest.place.path if manifest.place else text("list.origin_store"),
         )
@@ -76,6 +76,14 @@ def list_models(
     unusable = sum(not usable for _, usable in others)
     if unusable:
         note(text("list.unusable_count", count=unusable))
+
+
+def _path(manifest: Manifest, store: ModelStore) -> str:
+    """Where it is, or would be if it were whole."""
+    try:
+        return str(store.path(manifest))
+    except InsulaError:
+        return manifest.place.path if manifest.place else str(store.blob_path(manifest.sha256))
 
 
 def _usable(path: Path) -> bool:

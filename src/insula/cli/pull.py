@@ -26,6 +26,6 @@ def pull(
     if as_json:
         say_json({**asdict(manifest), "path": str(store.path(manifest))})
     elif not quiet:
-        say(text("pull.ready", name=manifest.name, size=size(manifest.size)))
+        say(text("pull.ready", name=manifest.name, size=size(manifest.model_size)))
         if manifest.licence:
             say(text("pull.licence", licence=manifest.licence))

@@ -35,13 +35,16 @@ def rm(
         entry = catalog.find(name)
         removed.append(store.remove(entry.name if entry is not None else name))
         if not as_json:
-            say(text("rm.removed", name=removed[-1].manifest.name, freed=size(removed[-1].freed)))
+            say(_told(removed[-1]))
     pruned = store.prune() if unused else None
     sweep(home())
     if as_json:
         say_json(
             {
-                "removed": [{"name": r.manifest.name, "freed": r.freed} for r in removed],
+                "removed": [
+                    {"name": r.name, "freed": r.freed, "damaged": r.manifest is None}
+                    for r in removed
+                ],
                 "unused": None
                 if pruned is None
                 else {"files": pruned.files, "freed": pruned.freed},
@@ -49,3 +52,9 @@ def rm(
         )
     elif pruned is not None:
         say(text("rm.pruned", files=pruned.files, freed=size(pruned.freed)))
+
+
+def _told(removed: Removed) -> str:
+    if removed.manifest is None:
+        return text("rm.damaged", name=removed.name)
+    return text("rm.removed", name=removed.name, freed=size(removed.freed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from insula.cli.output import facts, number, say, say_json, size
+from insula.cli.output import facts, note, number, say, say_json, size, tame
 from insula.config import settings
 from insula.errors import ConfigError, FormatError, InsulaError, NotFoundError
 from insula.formats.gguf import GGUFFile
@@ -42,11 +42,10 @@ def show(
     """The command."""
     located = locate(model)
     if modelfile:
-        written = _modelfile(located)
         if as_json:
-            say_json({"modelfile": written})
+            say_json({"modelfile": _modelfile(located, str)})
         else:
-            say(written)
+            _say_modelfile(located)
         return
     if ctx is not None and ctx < 1:
         raise ConfigError(text("show.bad_ctx", value=ctx))
@@ -84,13 +83,28 @@ def _opened(path: Path) -> GGUFFile:
         return GGUFFile.open(path, allow_split=True)
 
 
-def _modelfile(located: Located) -> str:
+def _say_modelfile(located: Located) -> None:
+    """Without control characters, also into a file: somebody will look at that on a terminal."""
+    left_out = 0
+
+    def clean(value: str) -> str:
+        nonlocal left_out
+        kept = tame(value)
+        left_out += len(value) - len(kept)
+        return kept
+
+    say(_modelfile(located, clean))
+    if left_out:
+        note(text("show.controls", count=left_out))
+
+
+def _modelfile(located: Located, clean: Callable[[str], str]) -> str:
     """The Modelfile that makes this model again."""
     if located.manifest is None:
         return f"FROM {located.path}"
     from insula.hub.create import write_modelfile
 
-    return write_modelfile(located.manifest, ModelStore())
+    return write_modelfile(located.manifest, ModelStore(), clean=clean)
 
 
 def _own(located: Located) -> list[tuple[str, str]]:
@@ -108,7 +122,13 @@ def _own(located: Located) -> list[tuple[str, str]]:
         rows.append((text("show.own_template"), _brief(defaults.template)))
     if defaults.messages:
         rows.append((text("show.messages"), str(len(defaults.messages))))
-    rows += [(text("show.layer"), f"{layer.kind} ({size(layer.size)})") for layer in layers]
+    if (count := len(located.manifest.parts)) > 1:
+        rows.append((text("show.parts"), str(count)))
+    rows += [
+        (text("show.layer"), f"{layer.kind} ({size(layer.size)})")
+        for layer in layers
+        if layer.kind != "part"
+    ]
     return rows
 
 

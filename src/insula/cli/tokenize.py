@@ -11,7 +11,7 @@ from insula.cli.inputs import checked, read_stdin, stdin_is_terminal
 from insula.cli.output import is_terminal, say, say_json, tame, wants_colour, write
 from insula.errors import ConfigError
 from insula.formats.gguf import GGUFFile
-from insula.hub.resolve import resolve
+from insula.hub.resolve import locate
 from insula.locale import text
 from insula.tokenizer import Tokenizer
 
@@ -35,7 +35,7 @@ def tokenize(
     as_json: Annotated[bool, typer.Option("--json", help=text("help.json"))] = False,
 ) -> None:
     """The command."""
-    path = resolve(model)
+    path = locate(model).path
     if words is None or words == "-":
         if words is None and stdin_is_terminal():
             raise ConfigError(text("tokenize.no_text"))

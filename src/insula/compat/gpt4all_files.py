@@ -165,19 +165,24 @@ def _in_store(model_name: str) -> bool:
 def _from_insula(
     name: str, model_path: str | os.PathLike[str] | None, *, allow_download: bool, verbose: bool
 ) -> ConfigType:
+    from insula.formats.gguf_split import siblings
+    from insula.hub.parts import names as part_names
     from insula.hub.resolve import locate
 
     try:
         located = locate(name, allow_download=allow_download, progress=_progress())
     except NotFoundError as error:
         raise ModelFileNotFound(str(error)) from error
+    located.refuse_adapter()
     if model_path is None:
         return _found(located.path, verbose)
     file = located.manifest.file if located.manifest is not None else located.path.name
-    destination = Path(model_path) / file
-    if not destination.exists():
-        _place(located.path, destination)
-    return _found(destination, verbose)
+    parts = siblings(located.path)
+    placed = [Path(model_path) / name for name in part_names(file, len(parts))]
+    for part, destination in zip(parts, placed, strict=True):
+        if not destination.exists():
+            _place(part, destination)
+    return _found(placed[0], verbose)
 
 
 def _place(source: Path, destination: Path) -> None:

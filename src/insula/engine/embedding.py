@@ -12,9 +12,9 @@ from __future__ import annotations
 import operator
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from insula.tokenizer import Tokenizer as Vocabulary
 from insula.types import EmbeddingReport, Embeddings
 
 F32 = NDArray[np.float32]
+
+#: Whether nobody waits any more.
+Stop = Callable[[], bool]
 
 #: Tokens of one step, unless a single text has more: more bring nothing.
 STEP_TOKENS = 1024
@@ -155,12 +158,13 @@ class EmbeddingEngine:
 
     # -- ids to vectors -----------------------------------------------------------------------
 
-    def run(self, sequences: Sequence[Ids]) -> F32:
-        """Vectors [n, D], or a head's scores [n, L]."""
+    def run(self, sequences: Sequence[Ids], stop: Stop | None = None) -> F32:
+        """Vectors [n, D], or a head's scores [n, L]. stop is asked before each step."""
         pooling = self.need_pooling()
         width = self.n_out if pooling.head is None else len(self._weights[pooling.head.out])
         out = np.empty((len(sequences), width), dtype=np.float32)
         for batch in self._batches(sequences):
+            _go_on(stop)
             chosen = [sequences[i] for i in batch]
             wanted = [wanted_rows(pooling, len(s.tokens)) for s in chosen]
             hidden = self._step(chosen, wanted)
@@ -252,9 +256,10 @@ def embed(
     *,
     truncate: bool = False,
     dimensions: int | None = None,
+    stop: Stop | None = None,
 ) -> Embeddings:
     """Vectors of texts, or of ids as they are; dimensions: the first so many, normalized again if
-    the model's are."""
+    the model's are. stop: raises EngineError before the next step where it says so."""
     pooling = engine.need_pooling()
     if pooling.head is not None:
         raise UnsupportedError(
@@ -267,9 +272,9 @@ def embed(
     began = time.perf_counter()
     sequences = [
         engine.ids(text, truncate=truncate) if isinstance(text, str) else engine.given(text)
-        for text in texts
+        for text in _while(texts, stop)
     ]
-    vectors = engine.run(sequences)
+    vectors = engine.run(sequences, stop)
     if dimensions is not None and dimensions < engine.n_out:
         vectors = np.ascontiguousarray(vectors[:, :dimensions])
         if pooling.normalize:
@@ -279,12 +284,19 @@ def embed(
 
 
 def rerank(
-    engine: EmbeddingEngine, query: str, documents: Sequence[str], *, truncate: bool = False
+    engine: EmbeddingEngine,
+    query: str,
+    documents: Sequence[str],
+    *,
+    truncate: bool = False,
+    stop: Stop | None = None,
 ) -> list[tuple[int, float]]:
     """The documents by how well they answer the query, the best first; equals by their index."""
     head = engine.need_head()
-    pairs = [engine.pair(query, document, truncate=truncate) for document in documents]
-    scores = engine.run(pairs)
+    pairs = [
+        engine.pair(query, document, truncate=truncate) for document in _while(documents, stop)
+    ]
+    scores = engine.run(pairs, stop)
     if scores.shape[1] != 1:
         raise UnsupportedError(
             f"this model gives {scores.shape[1]} scores ({', '.join(head.labels) or 'no names'}) "
@@ -296,12 +308,17 @@ def rerank(
 
 
 def classify(
-    engine: EmbeddingEngine, texts: Sequence[str], *, truncate: bool = False
+    engine: EmbeddingEngine,
+    texts: Sequence[str],
+    *,
+    truncate: bool = False,
+    stop: Stop | None = None,
 ) -> list[dict[str, float]]:
     """For each text the probability of each label, the likeliest first: softmax of the head's
     scores, or of a single score its logistic function."""
     head = engine.need_head()
-    scores = engine.run([engine.ids(text, truncate=truncate) for text in texts]).astype(np.float64)
+    sequences = [engine.ids(text, truncate=truncate) for text in _while(texts, stop)]
+    scores = engine.run(sequences, stop).astype(np.float64)
     labels = head.labels or tuple(f"LABEL_{i}" for i in range(scores.shape[1]))
     found = []
     for row in scores:
@@ -313,6 +330,17 @@ def classify(
         order = np.argsort(-p, kind="stable")
         found.append({labels[i]: float(p[i]) for i in order})
     return found
+
+
+def _while(items: Sequence[Any], stop: Stop | None) -> Iterator[Any]:
+    for item in items:
+        _go_on(stop)
+        yield item
+
+
+def _go_on(stop: Stop | None) -> None:
+    if stop is not None and stop():
+        raise EngineError("the request was cancelled")
 
 
 def _checked(text: object) -> str:

@@ -66,6 +66,7 @@ class Engine:
         payoff: Payoff | None = None,
         disk: DiskCache | None = None,
         adapters: Mapping[str, str] | None = None,
+        own_adapter: str | None = None,
     ) -> None:
         """n_ctx: most tokens of one request; the runner's pages must hold at least that many.
 
@@ -73,6 +74,7 @@ class Engine:
         payoff: speculation, and when it pays; None: none.
         disk: keeps the prefix cache for the next run; None: nothing does.
         adapters: those that the runner has, in its order: name and digest of each.
+        own_adapter: the one that requests go through which name none.
         """
         capacity = runner.n_pages * runner.page_size
         if not 1 <= n_ctx <= capacity:
@@ -92,6 +94,7 @@ class Engine:
         self._payoff = payoff
         self._disk = disk
         self._adapters = dict(adapters or {})
+        self._own_adapter = own_adapter
         self.scheduler = self._new_scheduler()
         self._turn = threading.Condition(threading.Lock())
         self._stepping = False
@@ -182,10 +185,11 @@ class Engine:
     def _sequence(self, request: Request) -> Sequence:
         ids, params = request.ids, request.params
         adapter = -1
-        if request.adapter is not None:
-            adapter = self._adapter(request.adapter)
+        name = self._own_adapter if request.adapter is None else request.adapter
+        if name is not None:
+            adapter = self._adapter(name)
             # Another adapter, other keys and values: nothing of the cache is shared with it.
-            digest = self._adapters[request.adapter]
+            digest = self._adapters[name]
             request = dataclasses.replace(request, salt=f"{request.salt}\0{digest}")
         if not ids:
             raise ConfigError("the prompt is empty; at least one token is needed")

@@ -80,7 +80,8 @@ class Options:
     tokens guessed at once per request.
     cache_dir: where the prefix cache is kept for the next run, cache_dir_bytes at most.
     weights: memory, or mmap: mapped from a packed file below `home`.
-    adapters: low-rank adapters by name.
+    adapters: low-rank adapters by name; own_adapter: the one that requests go through which name
+    none.
     gpu_layers: layers on a GPU, -1 for all; None: the backend's default, 0: none.
     mmproj: the model's projector, for images and sound.
     """
@@ -100,6 +101,7 @@ class Options:
     weights: str = "memory"
     home: Path | None = None
     adapters: Mapping[str, Path] = field(default_factory=dict)
+    own_adapter: str | None = None
     gpu_layers: int | None = None
     mmproj: Path | None = None
 
@@ -242,6 +244,7 @@ def _own(
         payoff=payoff,
         disk=disk,
         adapters={adapter.name: adapter.digest for adapter in adapters},
+        own_adapter=options.own_adapter,
     )
     info = ModelInfo(
         name=name,
@@ -300,7 +303,9 @@ def _embedding(
     if options.cache_dir is not None:
         notes = (*notes, "nothing is kept on disk: embeddings have no prefix cache")
     notes = (*model.graph.notes, *notes)
-    runner = _runner(model, choice.backend, n_pages, kv_type, options, max_rows=rows)
+    runner = _runner(
+        model, choice.backend, n_pages, kv_type, options, max_rows=rows, whole_numbers=True
+    )
     stack.callback(runner.close)
     engine = sizes.engine_for(model, runner, n_ctx=n_ctx, reason=choice.reason, notes=notes)
     info = ModelInfo(
@@ -378,6 +383,7 @@ def _runner(
     *,
     adapters: Sequence[Adapter] = (),
     max_rows: int | None = None,
+    whole_numbers: bool = False,
 ) -> Runner:
     if backend == "reference":
         from insula.ops.reference import ReferenceRunner
@@ -394,6 +400,7 @@ def _runner(
         max_rows=max_rows or MAX_ROWS,
         packed=(options.home, _fingerprint(model)) if options.weights == "mmap" else None,
         adapters=adapters,
+        whole_numbers=whole_numbers,
     )
 
 
@@ -423,6 +430,10 @@ def _disk_cache(
             page_bytes=native.page_bytes,
             most_bytes=options.cache_dir_bytes,
         )
+        if files.offset + files.page_bytes > files.most_bytes:
+            needed = files.offset + files.page_bytes
+            why = f"cache_dir_bytes is {files.most_bytes}, and one page takes {needed} bytes"
+            return None, (f"nothing is kept on disk: {why}",)
         which = _fingerprint(model)
     except OSError as error:
         why = error.strerror or str(error)
@@ -443,6 +454,7 @@ def _llamacpp(
     from insula import _native
     from insula.engine.backends.llamacpp import LlamaCppEngine
     from insula.formats.gguf import GGUFFile
+    from insula.formats.gguf_split import siblings
     from insula.models.load import summarize
 
     if options.kv_type != "f16":
@@ -478,7 +490,7 @@ def _llamacpp(
         arch=summary.arch,
         quantization=summary.quantization,
         parameters=summary.parameters,
-        file_bytes=path.stat().st_size,
+        file_bytes=sum(part.stat().st_size for part in siblings(path)),
         n_vocab=engine.n_vocab,
         n_layers=layers,
         n_embd=width,

@@ -22,7 +22,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insula import _native
+from insula.engine.whole_numbers import WHOLE_NUMBERS, matrix_bytes
 from insula.errors import FormatError, InsulaError, ResourceError
 from insula.formats.gguf import GGUFFile
 from insula.formats.mapped import check_intact, open_mapping, release
@@ -83,14 +84,15 @@ class PackedWeights:
 
 
 def open_packed(
-    folder: Path, model: _native.Model, gguf: GGUFFile, names: Iterable[str], *, key: bytes
+    folder: Path, model: _native.Model, gguf: GGUFFile, types: Mapping[str, int], *, key: bytes
 ) -> PackedWeights:
-    """The packed form of `names` of `gguf`, made if it is not there.
+    """The packed form of some tensors of `gguf`, made if it is not there.
 
-    key: stands for all that the bytes depend on. Raises ResourceError (no room, no permission) or
-    FormatError (the model file was cut short).
+    types: what each is packed as (`whole_numbers.kept_as`). key: stands for all that the bytes
+    depend on. Raises ResourceError (no room, no permission) or FormatError (the model file was cut
+    short).
     """
-    wanted = _plan(gguf, names)
+    wanted = _plan(gguf, types)
     source = gguf.path.resolve()
     name = blake2b(os.fsencode(source), digest_size=16).hexdigest()
     path = folder / "packed" / (name + _SUFFIX)
@@ -135,19 +137,16 @@ def _has_no_model(path: Path) -> bool:
         return True
 
 
-def _plan(gguf: GGUFFile, names: Iterable[str]) -> list[Packed]:
+def _plan(gguf: GGUFFile, types: Mapping[str, int]) -> list[Packed]:
     """Places from 0 on; the head's length is added when it is known."""
     at, found = 0, []
-    for name in names:
-        info = gguf.info(name)
-        rows, columns = info.matrix
+    for name, kind in types.items():
+        rows, columns = gguf.info(name).matrix
         try:
-            nbytes = _native.Model.packed_bytes(int(info.type), rows, columns)
+            nbytes = _native.Model.packed_bytes(kind, rows, columns)
         except ValueError as error:
             raise FormatError(f"{gguf.path.name}: {name}: {error}") from None
-        found.append(
-            Packed(name=name, type=int(info.type), shape=(rows, columns), start=at, nbytes=nbytes)
-        )
+        found.append(Packed(name=name, type=kind, shape=(rows, columns), start=at, nbytes=nbytes))
         at += -(-nbytes // _ALIGN) * _ALIGN
     return found
 
@@ -251,7 +250,8 @@ def _make(
         done = []
         for t in tensors:
             place = out[start + t.start : start + t.start + t.nbytes]
-            model.pack(t.type, *t.shape, gguf.data(t.name), True, place)
+            data = matrix_bytes(gguf, t.name, t.type)
+            model.pack(t.type, *t.shape, data, t.type != WHOLE_NUMBERS, place)
             done.append(replace(t, checksum=_native.checksum(place)))
         gguf.check()
         head = _head(done, source, key)

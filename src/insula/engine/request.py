@@ -48,7 +48,8 @@ class Request:
     n_ctx: a limit below the engine's own, in tokens of prompt and completion together.
     salt: requests share cached prefixes only with requests of the same salt.
     constraint: what the answer must look like; None: whatever the model says.
-    adapter: the name of a loaded low-rank adapter to go through; None: the model as it is.
+    adapter: the name of a loaded low-rank adapter to go through; None: the model's own if it has
+        one, else none.
     use_cache: False neither reads the prefix cache nor leaves anything in it.
     on_prompt_logits: called as (start, logits_TV) with the raw float32 logits of prompt
         positions start, start + 1, ..., each position exactly once and in order. The array is

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from insula import _native
 from insula.config import KV_TYPES, settings
 from insula.engine.packed_weights import PackedWeights, open_packed
+from insula.engine.whole_numbers import WHOLE_NUMBERS, kept_as, matrix_bytes
 from insula.errors import ConfigError, EngineError, FormatError, ResourceError
 from insula.formats.gguf import GGUFFile
 from insula.models.adapters import Adapter, adapted, factors
@@ -65,6 +66,7 @@ class NativeRunner:
         max_rows: int = MAX_ROWS,
         packed: tuple[Path | None, bytes] | None = None,
         adapters: Sequence[Adapter] = (),
+        whole_numbers: bool = False,
     ) -> None:
         """Packs every tensor that the graph names.
 
@@ -74,6 +76,7 @@ class NativeRunner:
         instruction-set level, None for INSULA_ISA or the best one. packed: matrices are mapped
         from a file below this folder (packed_weights), made under this key if it is not there.
         adapters: of which a sequence may go through one, by its place among them.
+        whole_numbers: float matrices are multiplied as such (engine/whole_numbers.py).
         Raises ConfigError, FormatError or ResourceError.
         """
         if kv_type not in KV_TYPES:
@@ -88,10 +91,11 @@ class NativeRunner:
         self.graph = graph = adapted(graph, adapters) if adapters else graph
         self._adapters = adapters
         self._weights: dict[str, int] = {}
+        self._types = kept_as(graph, gguf, matrices(graph), whole=whole_numbers)
         self._packed: PackedWeights | None = None
         if packed is not None:
             self._packed = open_packed(
-                packed[0] or settings().home, self._model, gguf, matrices(graph), key=packed[1]
+                packed[0] or settings().home, self._model, gguf, self._types, key=packed[1]
             )
         try:
             self._build(gguf)
@@ -196,12 +200,13 @@ class NativeRunner:
 
         def weight(name: str) -> int:
             if name not in weights:
-                info = gguf.info(name)
-                rows, cols = info.matrix
+                kind = self._types[name]
+                rows, cols = gguf.info(name).matrix
                 if self._packed is not None:
-                    at = self._model.add_packed(int(info.type), rows, cols, self._packed.data(name))
+                    at = self._model.add_packed(kind, rows, cols, self._packed.data(name))
                 else:
-                    at = self._model.add_weight(int(info.type), rows, cols, gguf.data(name), True)
+                    data = matrix_bytes(gguf, name, kind)
+                    at = self._model.add_weight(kind, rows, cols, data, kind != WHOLE_NUMBERS)
                 weights[name] = at
             return weights[name]
 

@@ -45,7 +45,7 @@ def siblings(path: Path) -> list[Path]:
         return [path]
     names = (_NAME.fullmatch(other.name) for other in path.parent.iterdir())
     found = [n.string for n in names if n and (n[1], n[3]) == (match[1], match[3])]
-    return [path.with_name(name) for name in found] or [path]
+    return [path.with_name(name) for name in sorted(found)] or [path]
 
 
 def check_part(path: Path, metadata: Mapping[str, Any], *, number: int, count: int) -> None:

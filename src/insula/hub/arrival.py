@@ -50,9 +50,8 @@ def already(store: ModelStore, manifest: Manifest, progress: Progress | None) ->
 def done(progress: Progress | None, manifest: Manifest) -> None:
     """Tell that it is here."""
     if progress is not None:
-        progress(
-            Transfer(phase="done", name=manifest.name, done=manifest.size, total=manifest.size)
-        )
+        size = manifest.model_size
+        progress(Transfer(phase="done", name=manifest.name, done=size, total=size))
 
 
 def check_gguf(path: Path, name: str) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from insula.errors import ChecksumError, ConfigError, FormatError, NotFoundError
-from insula.hub import arrival, catalog, lockfile, signatures
+from insula.hub import arrival, catalog, local, lockfile, parts, signatures
 from insula.hub import manifest as documents
 from insula.hub.manifest import Manifest
 from insula.hub.names import parse_store_name
@@ -50,7 +50,9 @@ def export(
         held = store.get(name)
         if held is None:
             raise NotFoundError(text("hub.not_in_store", name=name[:120]))
-        files[held.sha256] = (store.path(held), held.size)
+        path = store.path(held)
+        if held.place is not None:
+            files[held.sha256] = (path, held.size)
         held = replace(held, place=None)
         for sha256, size in held.blobs.items():
             if sha256 not in files:
@@ -135,8 +137,8 @@ def take(
 ) -> list[Manifest]:
     """Put the models of a bundle into the store. All of its bytes are checked first.
 
-    Raises FormatError, ChecksumError, ConfigError (a name means something else here, unless
-    `replacing`), ResourceError.
+    All of them come in, or none. Raises FormatError, ChecksumError, ConfigError (a name means
+    something else here, unless `replacing`, or cannot stand beside another), ResourceError.
     """
     signature = signatures.wanted_beside(path)
     if signature is not None:
@@ -151,6 +153,7 @@ def take(
             lockfile.check(manifest)
             if not replacing:
                 store.refuse_other(manifest)
+        store.refuse_crossing([manifest.name for manifest in manifests])
         need_space(folder, sum(blobs.values()))
         files: dict[str, Path] = {}
         for name, size in entries:
@@ -165,9 +168,10 @@ def take(
             raise _broken(path, "blobs")
         for manifest in manifests:
             arrival.check_gguf(files[manifest.sha256], manifest.name)
+            if len(manifest.parts) > 1:
+                parts.check(folder / "parts", [files[sha256] for sha256, _ in manifest.parts])
         added = [replace(m, source=f"bundle:{path.name} ({m.source})"[:500]) for m in manifests]
-        for number, manifest in enumerate(added):
-            store.add(manifest, layers=files if number == 0 else {})
+        store.add_all(added, files)
     for manifest in added:
         arrival.done(progress, manifest)
     return added
@@ -213,9 +217,10 @@ def _read_head(path: Path, data: bytes) -> tuple[list[Manifest], dict[str, int]]
         raise _broken(path, MANIFEST) from None
     for manifest in manifests:
         entry = catalog.find(manifest.name)
-        # What the catalogue's names mean is in the program.
+        # What the catalogue's names mean is in the program, and other programs' are theirs.
         forged = entry is not None and entry.sha256 != manifest.sha256
-        if forged or parse_store_name(manifest.name).tag is None:
+        name = parse_store_name(manifest.name)
+        if forged or name.tag is None or name.parts[0].lower() in local.PROGRAMS:
             raise _broken(path, manifest.name)
     return manifests, blobs
 

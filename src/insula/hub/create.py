@@ -3,23 +3,24 @@
 The base is a name (fetched if it is not here), or a GGUF file: copied into the store, or named
 where it lies. What the base brings stays unless the Modelfile says otherwise: PARAMETERs one by
 one, TEMPLATE, SYSTEM, ADAPTER and the MESSAGEs as a whole; LICENSEs are added. An adapter is kept
-with the model, and such a model is refused when it is run (defaults.py).
+with the model, which goes through it whenever it runs (adapter_layer.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from insula.errors import NotFoundError, UnsupportedError
 from insula.hub import arrival, places
-from insula.hub.defaults import is_go_template
+from insula.hub.adapter_layer import take_adapter
 from insula.hub.manifest import Defaults, Layer, Manifest
-from insula.hub.modelfile import Modelfile
+from insula.hub.modelfile import Modelfile, block, render
 from insula.hub.names import DEFAULT_TAG, parse_store_name
 from insula.hub.parameters import meaning
-from insula.hub.pull_file import examine, read_through
+from insula.hub.pull_file import Examined, examine
 from insula.hub.pull_registry import licence_title
 from insula.hub.reserved import refuse_reserved
 from insula.hub.resolve import locate
@@ -52,14 +53,17 @@ def create(
     """
     store = store or ModelStore()
     name = new_name(name)
+    if len(modelfile.adapters) > 1:
+        raise UnsupportedError(text("hub.one_adapter", count=len(modelfile.adapters)))
     with store.workplace() as scratch:
-        base, files = _base(modelfile.base, folder, store, progress, scratch, in_place=in_place)
-        layers = [
-            layer for layer in base.layers if layer.kind != "adapter" or not modelfile.adapters
-        ]
-        for number, adapter in enumerate(modelfile.adapters):
-            copy = scratch / f"adapter-{number}"
-            layers.append(_adapter(folder / places.expanded(adapter), copy, files, progress))
+        taken = _base(modelfile.base, folder, store, progress, scratch, in_place=in_place)
+        base, files = taken.manifest, dict(taken.files)
+        layers = list(base.layers)
+        for adapter in modelfile.adapters:
+            copy = scratch / "the-adapter"
+            layer = take_adapter(folder / places.expanded(adapter), taken.path, copy, progress)
+            layers = [*(other for other in layers if other.kind != "adapter"), layer]
+            files[layer.sha256] = copy
         licences = [words.encode() for words in modelfile.licences]
         for number, words in enumerate(licences):
             sha256 = hashlib.sha256(words).hexdigest()
@@ -103,8 +107,8 @@ def _base(
     scratch: Path,
     *,
     in_place: bool,
-) -> tuple[Manifest, dict[str, Path]]:
-    """The manifest of what FROM names, and the files that come into the store with it."""
+) -> Examined:
+    """What FROM names, and the files that come into the store with it."""
     beside = None if "://" in asked else folder / places.expanded(asked)
     if beside is not None and beside.is_dir():
         raise UnsupportedError(text("hub.from_folder", path=beside))
@@ -115,42 +119,27 @@ def _base(
             message = text("hub.from_not_found", base=asked[:120], reason=error)
             raise NotFoundError(message) from None
         if found.manifest is not None:
-            return found.manifest, {}
+            return Examined(manifest=found.manifest, path=found.path)
         beside = found.path
-    copy = None if in_place else scratch / "base"
-    base = examine(beside, "base:file", copy, progress)
-    return base, {} if copy is None else {base.sha256: copy}
-
-
-def _adapter(path: Path, copy: Path, files: dict[str, Path], progress: Progress | None) -> Layer:
-    if not path.is_file():
-        raise NotFoundError(text("hub.no_such_file", path=path))
-    arrival.check_gguf(path, str(path))
-    sha256, size = read_through(path, copy, progress)
-    files[sha256] = copy
-    return Layer(kind="adapter", sha256=sha256, size=size)
+    return examine(beside, "base:file", None if in_place else scratch / "base", progress)
 
 
 def _notes(modelfile: Modelfile, manifest: Manifest) -> tuple[str, ...]:
     notes = [text("hub.line_unused", line=line[:60]) for line in modelfile.unused]
     notes += meaning(manifest.defaults.parameters).notes
-    template = manifest.defaults.template
-    if template is not None and is_go_template(template):
-        notes.append(text("hub.go_template"))
-    if manifest.of_kind("adapter"):
-        notes.append(text("hub.adapter_kept"))
     return tuple(notes)
 
 
-def write_modelfile(manifest: Manifest, store: ModelStore) -> str:
-    """The Modelfile that would make this model again upon its own file."""
-    from insula.hub.modelfile import render
-
-    lines = [render(str(store.path(manifest)), manifest)]
+def write_modelfile(
+    manifest: Manifest, store: ModelStore, *, clean: Callable[[str], str] = str
+) -> str:
+    """The Modelfile that would make this model again upon its own file. clean: see `render`."""
+    lines = [render(str(store.path(manifest)), manifest, clean=clean)]
     for layer in manifest.layers:
         path = store.blob_path(layer.sha256)
         if layer.kind == "adapter":
             lines.append(f"ADAPTER {path}")
         elif layer.kind == "licence":
-            lines.append(f'LICENSE """{path.read_text(encoding="utf-8", errors="replace")}"""')
+            words = path.read_text(encoding="utf-8", errors="replace")
+            lines.append(block("LICENSE", clean(words), manifest))
     return "\n".join(lines)

@@ -4,20 +4,20 @@ Speaks the hub's own routes (https://huggingface.co/docs/hub/api): the model's r
 commit and licence, the paged tree for names, sizes and sha256, and /resolve/ for the bytes, all
 at the endpoint that HF_ENDPOINT names. The token is HF_TOKEN, or the file where the hub's own
 login keeps it. A file is chosen by its exact quantization, else Q4_K_M, else the only one there
-is; otherwise the error lists what there is.
+is; otherwise the error lists what there is. A split model is one file here, with its parts.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin
 
 from insula.config import settings
-from insula.errors import ConfigError, DownloadError, NotFoundError, UnsupportedError
+from insula.errors import ConfigError, DownloadError, NotFoundError
 from insula.hub.names import HubRef
 from insula.hub.remote_file import Remote
 from insula.hub.transport import Progress, Transport
@@ -40,14 +40,16 @@ _NOT_MODELS = re.compile(r"(?:^|[-_./])(?:mmproj|imatrix)", re.IGNORECASE)
 class RepoFile:
     """A GGUF model in a repository: its first file's `path`, all its bytes, its sha256 if known.
 
-    `parts` is how many files it is split into; 1 is whole.
+    `parts` are the files that it is split into, in their order; none where it is whole. `missing`
+    is how many of them are not there.
     """
 
     path: str
     size: int
     sha256: str | None
     quant: str | None
-    parts: int = 1
+    parts: tuple[RepoFile, ...] = ()
+    missing: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +94,11 @@ def token() -> str | None:
 
 
 def quant_of(path: str) -> str | None:
-    """The quantization in a file's name, upper case; None if it has none."""
-    name = path.rpartition("/")[2]
+    """The quantization in a file's name, or that its folder is named after; in upper case."""
+    folder, _, name = path.rpartition("/")
     split = _SPLIT.match(name)
     stem = split["base"] if split else name[: -len(".gguf")]
-    found = _QUANT.search(stem)
+    found = _QUANT.search(stem) or _QUANT.fullmatch(folder.rpartition("/")[2])
     return found["quant"].upper() if found else None
 
 
@@ -140,13 +142,16 @@ def look(transport: Transport, ref: HubRef, *, progress: Progress | None = None)
 
 
 def choose(repository: Repository, ref: HubRef) -> RepoFile:
-    """The file that `ref` means. NotFoundError lists what is there; UnsupportedError if split."""
+    """The file that `ref` means; of a split one any part's path means all of it.
+
+    NotFoundError lists what is there, or says how many parts are not.
+    """
     files = repository.files
     name = repository.repo_id
     if not files:
         raise NotFoundError(text("hub.no_gguf", repo=name))
     if ref.path is not None:
-        matches = [file for file in files if file.path == ref.path]
+        matches = [f for f in files if ref.path in (f.path, *(part.path for part in f.parts))]
     elif ref.quant is not None:
         wanted = ref.quant.upper()
         matches = [file for file in files if file.quant == wanted] or [
@@ -164,15 +169,9 @@ def choose(repository: Repository, ref: HubRef) -> RepoFile:
         asked = ref.path or ref.quant or PREFERRED
         key = "hub.several_match" if matches else "hub.no_such_quant"
         raise NotFoundError(text(key, repo=name, asked=asked, there=_listing(matches or files)))
-    if matches[0].parts > 1:
-        whole = [file for file in files if file.parts == 1]
-        raise UnsupportedError(
-            text(
-                "hub.split_file",
-                file=matches[0].path,
-                parts=matches[0].parts,
-                there=_listing(whole) or "-",
-            )
+    if matches[0].missing:
+        raise NotFoundError(
+            text("hub.split_missing", file=matches[0].path, missing=matches[0].missing)
         )
     return matches[0]
 
@@ -187,8 +186,8 @@ def _listing(files: list[RepoFile] | tuple[RepoFile, ...]) -> str:
     for file in sorted(files, key=lambda file: file.size)[:40]:
         label = file.quant or file.path
         size = f"{file.size / 1e9:.2f} GB" if file.size >= 1e9 else f"{file.size / 1e6:.0f} MB"
-        if file.parts > 1:
-            size += ", " + text("hub.split_in", parts=file.parts)
+        if file.parts:
+            size += ", " + text("hub.split_in", parts=len(file.parts))
         shown.append(f"{label} ({size})")
     return ", ".join(shown)
 
@@ -209,7 +208,7 @@ def licence(record: dict[str, Any]) -> str | None:
 def _models(items: list[Any]) -> tuple[RepoFile, ...]:
     """The GGUF models among a tree's entries, the parts of a split one gathered into one."""
     whole: list[RepoFile] = []
-    split: dict[str, list[tuple[int, RepoFile]]] = {}
+    split: dict[tuple[str, int], dict[int, RepoFile]] = {}
     for item in items:
         if not isinstance(item, dict) or item.get("type") != "file":
             continue
@@ -230,17 +229,20 @@ def _models(items: list[Any]) -> tuple[RepoFile, ...]:
         if name is None:
             whole.append(file)
         else:
-            split.setdefault(name["base"], []).append((int(name["index"]), file))
-    for parts in split.values():
-        parts.sort(key=lambda part: part[0])
-        first = parts[0][1]
+            group = split.setdefault((name["base"], int(name["count"])), {})
+            group.setdefault(int(name["index"]), file)
+    for (_, count), group in split.items():
+        parts = [group[number] for number in sorted(group) if 1 <= number <= count]
+        if not parts:
+            continue
+        one = len(parts) == count == 1
         whole.append(
-            RepoFile(
-                path=first.path,
-                size=sum(file.size for _, file in parts),
-                sha256=None,
-                quant=first.quant,
-                parts=max(len(parts), 2),
+            replace(
+                parts[0],
+                size=sum(part.size for part in parts),
+                sha256=parts[0].sha256 if one else None,
+                parts=() if one else tuple(parts),
+                missing=count - len(parts),
             )
         )
     return tuple(sorted(whole, key=lambda file: file.path))

@@ -100,7 +100,7 @@ def write(store: ModelStore, names: list[str]) -> list[Pin]:
             name=manifest.name,
             digest=manifest.digest,
             sha256=manifest.sha256,
-            size=manifest.size,
+            size=manifest.model_size,
             source=manifest.source,
         )
         pins[pin.name] = pin

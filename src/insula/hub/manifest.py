@@ -1,7 +1,8 @@
 """What one name in the store means, as plain data and as the JSON that is written.
 
-Owns the two schemas: 1, of one file; 2, which may add layers (an adapter, a projector, licences),
-defaults (what a Modelfile set) and a place (a file that stays where it is). Both are read; 2 is
+Owns the two schemas: 1, of one file; 2, which may add layers (a split model's later parts, an
+adapter, a projector, licences), defaults (what a Modelfile set) and a place (a file that stays
+where it is). Both are read; 2 is
 written. Refuses any document that is not exactly one of them: it may come from a stranger's bundle.
 """
 
@@ -19,15 +20,17 @@ SCHEMA = 2
 #: Bytes of a manifest, at most; with a long system prompt and examples it is a few thousand.
 MAX_BYTES = 4 << 20
 MAX_LAYERS = 64
+#: Of a split model, the first one included.
+MAX_PARTS = 1 << 10
 ROLES = ("system", "user", "assistant")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
-LayerKind = Literal["adapter", "projector", "licence"]
+LayerKind = Literal["part", "adapter", "projector", "licence"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A blob beside the weights. `size` in bytes."""
+    """A blob beside the weights, or a later part of them. `size` in bytes."""
 
     kind: LayerKind
     sha256: str
@@ -57,7 +60,11 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What one name means. `size` in bytes, `pulled` is UTC as ISO 8601 writes it."""
+    """What one name means. `size` in bytes, `pulled` is UTC as ISO 8601 writes it.
+
+    Of a split model sha256, size and file are the first part's; layers of the kind "part" are the
+    others, in their order.
+    """
 
     name: str
     file: str
@@ -75,6 +82,17 @@ class Manifest:
         """sha256 -> size of every blob of the store that this name needs."""
         own = {} if self.place is not None else {self.sha256: self.size}
         return own | {layer.sha256: layer.size for layer in self.layers}
+
+    @property
+    def parts(self) -> tuple[tuple[str, int], ...]:
+        """(sha256, size) of each file of weights: one, or all of a split model."""
+        rest = ((layer.sha256, layer.size) for layer in self.of_kind("part"))
+        return ((self.sha256, self.size), *rest)
+
+    @property
+    def model_size(self) -> int:
+        """Bytes of the weights, whatever number of files they are in."""
+        return sum(size for _, size in self.parts)
 
     def of_kind(self, kind: LayerKind) -> list[Layer]:
         return [layer for layer in self.layers if layer.kind == kind]
@@ -142,9 +160,12 @@ def from_plain(raw: object) -> Manifest:
     if schema == 1:
         return Manifest(**document)
     layers, place = document.get("layers", []), document.get("place")
-    if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
+    if not isinstance(layers, list):
         raise ValueError("layers")
     document["layers"] = tuple(_layer(layer) for layer in layers)
+    later = sum(layer.kind == "part" for layer in document["layers"])
+    if len(layers) - later > MAX_LAYERS or later >= MAX_PARTS or (later and place is not None):
+        raise ValueError("layers")
     document["defaults"] = _defaults(document.get("defaults", {}))
     document["place"] = None if place is None else _place(place)
     return Manifest(**document)

@@ -7,12 +7,14 @@ reader does not know is an error that names the line. What an instruction means 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from insula.errors import ConfigError
+from insula.errors import ConfigError, UnsupportedError
 from insula.hub import parameters
-from insula.hub.manifest import ROLES
+from insula.hub.manifest import ROLES, Manifest
 from insula.locale import text
 
 KNOWN = ("FROM", "PARAMETER", "TEMPLATE", "SYSTEM", "ADAPTER", "LICENSE", "MESSAGE")
@@ -133,21 +135,54 @@ def _first(line: str) -> tuple[str, str]:
     return word, rest[0] if rest else ""
 
 
-def render(manifest_base: str, manifest: Any) -> str:
-    """A Modelfile that says what a manifest says, upon `manifest_base`."""
+def render(base: str, manifest: Manifest, *, clean: Callable[[str], str] = str) -> str:
+    """A Modelfile that says what a manifest says, upon `base`. clean: what to do with each text.
+
+    Raises UnsupportedError for a text that would read back as something else: it may be a
+    stranger's, who would like to add an instruction.
+    """
     defaults = manifest.defaults
-    lines = [f"FROM {manifest_base}"]
+    lines = [f"FROM {base}"]
     for name, value in defaults.parameters.items():
         for each in value if isinstance(value, list) else [value]:
-            shown = str(each).lower() if isinstance(each, bool) else each
-            lines.append(f"PARAMETER {name} {_quoted(str(shown))}")
+            shown = clean(str(each).lower() if isinstance(each, bool) else str(each))
+            if not re.fullmatch(r"[a-z0-9_]+", name):
+                raise _cannot(f"PARAMETER {name!r:.60}", manifest)
+            lines.append(_headed("PARAMETER", name, shown, manifest))
     for instruction, content in (("TEMPLATE", defaults.template), ("SYSTEM", defaults.system)):
         if content is not None:
-            lines.append(f'{instruction} """{content}"""')
-    lines += [f"MESSAGE {role} {_quoted(content)}" for role, content in defaults.messages]
+            lines.append(block(instruction, clean(content), manifest))
+    lines += [
+        _headed("MESSAGE", role, clean(content), manifest) for role, content in defaults.messages
+    ]
     return "\n".join(lines)
 
 
-def _quoted(value: str) -> str:
-    plain = value and value == value.strip() and not {'"', "\n"} & set(value)
-    return value if plain else f'"""{value}"""'
+def block(instruction: str, content: str, manifest: Manifest) -> str:
+    """An instruction with a text of several lines. Raises UnsupportedError as `render`."""
+    line = f'{instruction} """{content}"""'
+    if _read_back(line) != [(1, instruction, content.replace("\r\n", "\n"))]:
+        raise _cannot(instruction, manifest)
+    return line
+
+
+def _headed(instruction: str, head: str, content: str, manifest: Manifest) -> str:
+    plain = content and content == content.strip() and not {'"', "\n", "\r"} & set(content)
+    value = content if plain else f'"""{content}"""'
+    line = f"{instruction} {head} {value}"
+    found = _read_back(line)
+    same = len(found) == 1 and found[0][2].partition(" ")[0] == head
+    if not same or unquoted(found[0][2].partition(" ")[2]) != content.replace("\r\n", "\n"):
+        raise _cannot(f"{instruction} {head}", manifest)
+    return line
+
+
+def _read_back(line: str) -> list[tuple[int, str, str]]:
+    try:
+        return _instructions(line)
+    except ConfigError:
+        return []
+
+
+def _cannot(what: str, manifest: Manifest) -> UnsupportedError:
+    return UnsupportedError(text("hub.modelfile_cannot", what=what, name=manifest.name))

@@ -26,6 +26,7 @@ from insula.hub.names import (
 )
 from insula.hub.parallel import received
 from insula.hub.pull_file import pull_url, take_file
+from insula.hub.pull_parts import pull_parts
 from insula.hub.pull_registry import pull_registry
 from insula.hub.pull_wheel import pull_wheel
 from insula.hub.remote_file import Remote, need_space
@@ -130,11 +131,14 @@ def _pull_reference(
         tag = file.quant if ref.path is None and file.quant else _stem_tag(file.path)
         if ref.revision is not None:
             tag += f"@{ref.revision}"
+        name = f"hf.co/{ref.repo_id}:{tag}"
+        if file.parts:
+            return pull_parts(transport, repository, file, name, store, progress)
         remote = repository.remote(file)
 
         def manifest_for(sha256: str) -> Manifest:
             return Manifest(
-                name=f"hf.co/{ref.repo_id}:{tag}",
+                name=name,
                 file=remote.name if is_file_name(remote.name) else f"{tag}.gguf",
                 sha256=sha256,
                 size=file.size,

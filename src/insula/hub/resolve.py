@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from insula.errors import ConfigError, NotFoundError
+from insula.errors import ConfigError, NotFoundError, UnsupportedError
 from insula.hub import catalog, local, lockfile, places
 from insula.hub.manifest import Manifest
 from insula.hub.names import HubRef, parse_reference
@@ -22,13 +22,22 @@ from insula.locale import text
 
 @dataclass(frozen=True, kw_only=True)
 class Located:
-    """A model's file; `manifest` where it is the store's, `program` where it is another's."""
+    """A model's file; `manifest` where it is the store's, `program` where it is another's.
+
+    `adapter` is the file of its own adapter: without that the file is another model.
+    """
 
     path: Path
     name: str
     origin: Literal["path", "store", "local"]
     manifest: Manifest | None = None
     program: str | None = None
+    adapter: Path | None = None
+
+    def refuse_adapter(self) -> None:
+        """Raise UnsupportedError where the file alone is not the model."""
+        if self.adapter is not None:
+            raise UnsupportedError(text("hub.needs_adapter", name=self.name, path=self.adapter))
 
 
 def resolve(
@@ -38,8 +47,10 @@ def resolve(
     allow_download: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """The file of a model, as `locate` finds it."""
-    return locate(name_or_path, store=store, allow_download=allow_download, progress=progress).path
+    """The file of a model, as `locate` finds it. UnsupportedError if it needs an adapter too."""
+    found = locate(name_or_path, store=store, allow_download=allow_download, progress=progress)
+    found.refuse_adapter()
+    return found.path
 
 
 def locate(
@@ -72,9 +83,7 @@ def locate(
     if manifest is not None:
         lockfile.check(manifest)
     if manifest is not None and (not allow_download or store.is_whole(manifest)):
-        return Located(
-            path=store.path(manifest), name=manifest.name, origin="store", manifest=manifest
-        )
+        return _of_store(manifest, store)
     found = local.find_model(name)
     if found is not None:
         return Located(path=found.path, name=name, origin="local", program=found.program)
@@ -82,16 +91,29 @@ def locate(
     if not known and path.is_dir():
         raise _no_such_path(path)
     if manifest is not None and not known:  # a name of the person's own: nowhere to fetch it
-        return Located(
-            path=store.path(manifest), name=manifest.name, origin="store", manifest=manifest
-        )
+        return _of_store(manifest, store)
     if not known or not allow_download:
         key = "hub.not_here" if known else "hub.unknown_name"
         raise NotFoundError(text(key, name=name[:120], known=", ".join(sorted(catalog.CATALOG))))
     from insula.hub.pull import pull
 
     manifest = pull(name, store=store, progress=progress)
-    return Located(path=store.path(manifest), name=manifest.name, origin="store", manifest=manifest)
+    return _of_store(manifest, store)
+
+
+def _of_store(manifest: Manifest, store: ModelStore) -> Located:
+    adapters = manifest.of_kind("adapter")
+    if len(adapters) > 1:
+        raise UnsupportedError(text("hub.several_adapters", name=manifest.name))
+    if adapters and not store.has_blob(adapters[0].sha256, adapters[0].size):
+        raise NotFoundError(text("hub.blob_gone", name=manifest.name))
+    return Located(
+        path=store.path(manifest),
+        name=manifest.name,
+        origin="store",
+        manifest=manifest,
+        adapter=store.blob_path(adapters[0].sha256) if adapters else None,
+    )
 
 
 def _in_store(name: str, store: ModelStore) -> Manifest | None:

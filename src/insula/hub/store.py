@@ -3,6 +3,7 @@
     models/
       blobs/sha256-<hex>            a whole, verified file; never changed once there
       manifests/<name>/<tag>.json   which blobs a name means, and where they came from (manifest.py)
+      splits/<digest>/              second names for the blobs of a split model (parts.py)
       partial/                      transfers under way (download.py)
 
 Invariants: a blob is complete and has the digest it is named after; a manifest is written after
@@ -17,14 +18,14 @@ import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from insula.errors import ConfigError, FormatError, NotFoundError, ResourceError
 from insula.hub import manifest as documents
-from insula.hub import places
+from insula.hub import parts, places
 from insula.hub.manifest import Manifest, is_sha256
 from insula.hub.names import DEFAULT_TAG, StoreName, parse_store_name
 from insula.locale import text
@@ -34,9 +35,13 @@ from insula.security.small_file import NotRegularError, TooLongError, read_small
 
 @dataclass(frozen=True, kw_only=True)
 class Removed:
-    """A manifest that is gone, and the bytes that went with it (0 while all blobs are shared)."""
+    """A name that is gone, and the bytes that went with it (0 while all blobs are shared).
 
-    manifest: Manifest
+    `manifest` is None where what stood there could not be read; then its blobs are still here.
+    """
+
+    name: str
+    manifest: Manifest | None
     freed: int
 
 
@@ -62,6 +67,7 @@ class ModelStore:
         self.root = places.home() / "models" if root is None else root
         self.blobs = self.root / "blobs"
         self.manifests = self.root / "manifests"
+        self.splits = self.root / "splits"
         self.partial = self.root / "partial"
 
     def prepare(self) -> None:
@@ -147,15 +153,25 @@ class ModelStore:
         return own and all(self.has_blob(sha, size) for sha, size in manifest.blobs.items())
 
     def path(self, manifest: Manifest) -> Path:
-        """The file itself. Raises NotFoundError if it is gone, has lost bytes or was changed."""
+        """The file itself, of a split model the first, with the others beside it.
+
+        Raises NotFoundError if it is gone, has lost bytes or was changed.
+        """
         if manifest.place is not None:
             if not _in_place(manifest):
                 place = manifest.place.path
                 raise NotFoundError(text("hub.place_changed", name=manifest.name, path=place))
             return Path(manifest.place.path)
-        if not self.has_blob(manifest.sha256, manifest.size):
+        if not all(self.has_blob(sha256, size) for sha256, size in manifest.parts):
             raise NotFoundError(text("hub.blob_gone", name=manifest.name))
+        if len(manifest.parts) > 1:
+            return parts.linked(
+                self._split_folder(manifest), [self.blob_path(sha) for sha, _ in manifest.parts]
+            )
         return self.blob_path(manifest.sha256)
+
+    def _split_folder(self, manifest: Manifest) -> Path:
+        return self.splits / parts.key(sha256 for sha256, _ in manifest.parts)
 
     def add(
         self,
@@ -169,21 +185,71 @@ class ModelStore:
         `file` has the manifest's sha256; `layers` are others by theirs. What is not given must be
         there already. Returns the model's path.
         """
-        name = parse_store_name(manifest.name)
         given = dict(layers or {})
         if file is not None:
             given[manifest.sha256] = file
+        self.add_all([manifest], given)
+        return self.path(manifest)
+
+    def add_all(self, manifests: Sequence[Manifest], files: Mapping[str, Path]) -> None:
+        """Take verified files (moved) as blobs, then write the manifests: all of them, or none.
+
+        Raises ConfigError for names that cannot stand beside each other, NotFoundError for a blob
+        that is neither given nor here.
+        """
         self.prepare()
+        written: list[tuple[Path, bytes | None]] = []
         with locked(self.root / ".lock"):
-            for sha256, path in given.items():
+            self.refuse_crossing([manifest.name for manifest in manifests])
+            for sha256, path in files.items():
                 with path.open("rb") as handle:
                     os.fsync(handle.fileno())
                 path.chmod(0o600)
                 path.replace(self.blob_path(sha256))
-            if not self.is_whole(manifest):
-                raise NotFoundError(text("hub.blob_gone", name=manifest.name))
-            places.write_private(self.manifest_path(name), documents.encode(manifest))
-        return self.path(manifest)
+            for manifest in manifests:
+                if not self.is_whole(manifest):
+                    raise NotFoundError(text("hub.blob_gone", name=manifest.name))
+            try:
+                for manifest in manifests:
+                    path = self.manifest_path(parse_store_name(manifest.name))
+                    written.append((path, path.read_bytes() if path.is_file() else None))
+                    places.write_private(path, documents.encode(manifest))
+            except BaseException:
+                for path, before in reversed(written):
+                    with suppress(OSError):
+                        if before is not None:
+                            places.write_private(path, before)
+                        else:
+                            self._forget(path)
+                raise
+
+    def refuse_crossing(self, names: Sequence[str]) -> None:
+        """Raise ConfigError for names of which two would be one file, or a file and a folder."""
+        taken: dict[tuple[str, ...], str] = {}
+        paths = [(name, self.manifest_path(parse_store_name(name))) for name in names]
+        for name, path in paths:
+            place = tuple(part.lower() for part in path.relative_to(self.manifests).parts)
+            if place in taken:
+                raise ConfigError(text("hub.names_cross", name=name, other=taken[place]))
+            taken[place] = name
+        for name, path in paths:
+            place = tuple(part.lower() for part in path.relative_to(self.manifests).parts)
+            for end in range(1, len(place)):
+                folder = path.parents[len(place) - 1 - end]
+                other = taken.get(place[:end])
+                if other is not None or folder.is_file():
+                    raise ConfigError(text("hub.names_cross", name=name, other=other or folder))
+            if path.is_dir():
+                raise ConfigError(text("hub.names_cross", name=name, other=path))
+
+    def _forget(self, path: Path) -> None:
+        """Remove a manifest, and the folders that are empty without it."""
+        path.unlink(missing_ok=True)
+        for folder in path.parents:
+            if folder == self.manifests:
+                break
+            with suppress(OSError):  # not empty: other tags live there
+                folder.rmdir()
 
     def copy(self, source: str, target: str, *, replacing: bool = False) -> Manifest:
         """Give what `source` means a second name; no byte is copied.
@@ -206,23 +272,23 @@ class ModelStore:
             raise ConfigError(text("hub.name_taken", name=manifest.name))
 
     def remove(self, name: str) -> Removed:
-        """Forget `name`, and the blobs that no other name means. NotFoundError if not there."""
-        manifest = self.get(name)
-        if manifest is None:
+        """Forget `name`, and the blobs that no other name means. NotFoundError if not there.
+
+        A name whose manifest cannot be read goes too; nobody knows then which blobs were its own.
+        """
+        damaged = self._damaged(name)
+        manifest = self.get(name) if damaged is None else None
+        if manifest is None and damaged is None:
             raise NotFoundError(text("hub.not_in_store", name=name))
-        path = self.manifest_path(parse_store_name(manifest.name))
+        path = damaged or self.manifest_path(parse_store_name(manifest.name if manifest else name))
         freed = 0
         with locked(self.root / ".lock"):
-            path.unlink(missing_ok=True)
-            for folder in path.parents:
-                if folder == self.manifests:
-                    break
-                with suppress(OSError):  # not empty: other tags live there
-                    folder.rmdir()
+            self._forget(path)
             others, faults = self.scan()
             shared = {sha256 for other in others for sha256 in other.blobs}
             # An unreadable manifest may mean these blobs too: keep them.
-            unneeded = {} if faults else manifest.blobs
+            unneeded = {} if faults or manifest is None else manifest.blobs
+            self._sweep_splits(others)
             for sha256, size in unneeded.items():
                 if sha256 in shared or not self.has_blob(sha256):
                     continue
@@ -231,7 +297,33 @@ class ModelStore:
                 except PermissionError as error:  # Windows, while a model is loaded
                     raise ResourceError(text("hub.blob_in_use", name=name)) from error
                 freed += size
-        return Removed(manifest=manifest, freed=freed)
+        if manifest is not None:
+            name = manifest.name
+        return Removed(name=name, manifest=manifest, freed=freed)
+
+    def _damaged(self, name: str) -> Path | None:
+        """The manifest that `name` means, if it is there and cannot be read."""
+        wanted = parse_store_name(name)
+        folder = self.manifests.joinpath(*wanted.parts)
+        found = [self.manifest_path(wanted)] if wanted.tag else list(folder.glob("*.json"))
+        if len(found) > 1:
+            found = [path for path in found if path.name == f"{DEFAULT_TAG}.json"]
+        try:
+            for path in found:
+                if path.is_file():
+                    _read_manifest(path)
+        except FormatError:
+            return found[0]
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        return None
+
+    def _sweep_splits(self, kept: Sequence[Manifest]) -> None:
+        """Remove the folders of split models that none of these is: second names, no bytes."""
+        named = {self._split_folder(m).name for m in kept if len(m.parts) > 1}
+        for folder in self.splits.glob("*"):
+            if folder.name not in named:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def prune(self, *, remove: bool = True) -> Pruned:
         """Remove blobs that no manifest names and transfers that nobody is making.
@@ -246,13 +338,15 @@ class ModelStore:
             kept = {self.blob_path(sha).name for manifest in manifests for sha in manifest.blobs}
             blobs = [] if faults else [b for b in self.blobs.glob("*") if b.name not in kept]
             busy = {path.stem for path in self.partial.glob("*.lock") if _is_held(path)}
-            parts = [
+            pieces = [
                 part
                 for top in self.partial.glob("*")
                 if top.name.split(".")[0] not in busy
                 for part in (top.rglob("*") if top.is_dir() and not top.is_symlink() else [top])
             ]
-            for path in (*blobs, *parts):
+            if remove:
+                self._sweep_splits(manifests)
+            for path in (*blobs, *pieces):
                 with suppress(OSError):
                     size = path.stat().st_size
                     if remove:

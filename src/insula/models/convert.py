@@ -42,6 +42,10 @@ FILE_TYPE = {
 }
 
 
+#: Tensors of more than one dimension that GGUF stores as F32 all the same.
+ALWAYS_F32 = r"(_norm|^position_embd|^token_types)\.weight$"
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Weight:
     """One tensor on its way: what it will be, and how to get its bytes when they are written."""
@@ -111,6 +115,15 @@ def convert(
         embedding = weights.get("token_embd.weight")
         if embedding is None:
             raise FormatError(f"{folder} has no embedding (model.embed_tokens.weight)")
+        if (
+            _has_logits(config)
+            and config.get("tie_word_embeddings") is False
+            and ("output.weight" not in weights)
+        ):
+            raise FormatError(
+                f"{folder / 'config.json'} says that the output has weights of its own "
+                "(tie_word_embeddings is false), and the checkpoint has no lm_head.weight"
+            )
         tokenizer, remarks = tokenizer_metadata(folder, config, n_vocab=embedding.shape[0])
         notes.extend(remarks)
 
@@ -126,6 +139,7 @@ def convert(
         model |= convert_pooling.metadata(folder, config)
         for key, value in model.items():
             writer.add(f"{rules.arch}.{key}", value)
+        notes.extend(convert_config.remarks(config))
         if rules in (GEMMA2, GEMMA3) and "attention.scale" in model:
             notes.append("attention.scale, which this model needs, is not read by llama.cpp")
         for key, value in tokenizer.items():
@@ -145,6 +159,11 @@ def convert(
     return tuple(notes)
 
 
+def _has_logits(config: Mapping[str, Any]) -> bool:
+    names = config.get("architectures") or [""]
+    return str(names[0]).endswith(("ForCausalLM", "LMHeadModel"))
+
+
 def _weight(
     file: SafetensorsFile,
     source: str,
@@ -162,7 +181,7 @@ def _weight(
         )
     found, moved_as = FLOATS[info.dtype]
     shape = tuple(info.shape)
-    if len(shape) == 1 or re.search(r"(_norm|^position_embd|^token_types)\.weight$", name):
+    if len(shape) == 1 or re.search(ALWAYS_F32, name):
         wanted = GGMLType.F32
     else:
         wanted = found if dtype == "auto" else GGMLType[dtype.upper()]

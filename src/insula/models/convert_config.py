@@ -19,16 +19,27 @@ from insula.models import gemma2, gemma3, rope, smollm3
 
 Config = Mapping[str, Any]
 
+#: One function under several names (transformers, activations.py).
+GELU_TANH = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+
+#: rope_theta where a config.json does not state it: the configuration class's own.
+_THETA = {
+    "gemma3_text": 1e6,
+    "gpt_oss": 150000.0,
+    "mixtral": 1e6,
+    "nomic_bert": 1000.0,
+    "smollm3": 2e6,
+}
+
 
 def metadata(arch: str, config: Config) -> dict[str, Any]:
     """GGUF keys (without the architecture's prefix) and values for a checkpoint's config."""
     heads = need(config, "num_attention_heads")
     head_dim = config.get("head_dim") or need(config, "hidden_size") // heads
-    rotary = rope_settings(config)
-    partial = config.get("partial_rotary_factor") or rotary.get("partial_rotary_factor")
-    if not math.isclose(partial or 1.0, 1.0) and arch != "phi3":
+    partial = rotated_part(arch, config)
+    if not math.isclose(partial, 1.0) and arch != "phi3":
         raise UnsupportedError(f"partial_rotary_factor has no counterpart in GGUF's {arch} here")
-    n_rot = int(head_dim * (partial or 1.0))
+    n_rot = int(head_dim * partial)
     meta: dict[str, Any] = {
         "context_length": need(config, "max_position_embeddings"),
         "embedding_length": need(config, "hidden_size"),
@@ -61,7 +72,7 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
             meta["attention.sliding_window"] = config.get("sliding_window") or 0
             if _rope_type(rope_settings(config)) == "longrope":
                 return meta | _longrope(config)
-    only(config, "hidden_act", "silu")
+    only(config, "hidden_act", "silu", "swish")
     if arch != "phi3":
         _refuse_windows(config)
     return meta | rope_metadata(rope_settings(config))
@@ -80,7 +91,7 @@ def rope_factors(arch: str, config: Config) -> dict[str, NDArray[np.float32]]:
     head_dim = config.get("head_dim") or need(config, "hidden_size") // need(
         config, "num_attention_heads"
     )
-    freqs = rope.plain(head_dim, settings["rope_theta"])
+    freqs = rope.plain(int(head_dim * rotated_part(arch, config)), settings["rope_theta"])
     scaled = rope.llama3(
         freqs,
         factor=need(settings, "factor"),
@@ -100,7 +111,7 @@ def _experts(config: Config) -> dict[str, Any]:
 
 
 def _qwen3moe(config: Config) -> dict[str, Any]:
-    only(config, "norm_topk_prob", True)
+    only({"norm_topk_prob": False, **config}, "norm_topk_prob", True)
     only(config, "decoder_sparse_step", 1)
     if config.get("mlp_only_layers"):
         raise UnsupportedError("GGUF's qwen3moe has experts in every layer; this one has not")
@@ -111,7 +122,7 @@ def _qwen3moe(config: Config) -> dict[str, Any]:
 def _gpt_oss(config: Config) -> dict[str, Any]:
     only(config, "swiglu_limit", 7.0)
     only(config, "swiglu_alpha", 1.702)
-    only(config, "hidden_act", "silu")
+    only(config, "hidden_act", "silu", "swish")
     expected = ["full_attention" if i % 2 else "sliding_attention"
                 for i in range(config["num_hidden_layers"])]  # fmt: skip
     if list(config.get("layer_types") or expected) != expected:
@@ -119,23 +130,23 @@ def _gpt_oss(config: Config) -> dict[str, Any]:
             "GGUF's gpt-oss has sliding and full layers in turn; this checkpoint orders them "
             f"{config['layer_types']}"
         )
-    settings = rope_settings(config)
-    if _rope_type(settings) == "yarn" and settings.get("truncate") is not False:
-        raise UnsupportedError("GGUF's gpt-oss has a yarn ramp that is not rounded (truncate)")
+    if not (config.get("rope_scaling") or config.get("rope_parameters")):
+        raise FormatError(
+            "config.json states no rope_scaling; gpt-oss turns by yarn, and its numbers are needed"
+        )
     return {
         **_experts(config),
-        **rope_metadata({k: v for k, v in settings.items() if k != "truncate"}),
+        **rope_metadata(rope_settings(config), rounded=False),
         "expert_feed_forward_length": need(config, "intermediate_size"),
         "attention.sliding_window": need(config, "sliding_window"),
     }
 
 
 def _longrope(config: Config) -> dict[str, Any]:
-    only(config, "hidden_act", "silu")
+    only(config, "hidden_act", "silu", "swish")
     settings = rope_settings(config)
-    original = settings.get("original_max_position_embeddings") or need(
-        config, "original_max_position_embeddings"
-    )
+    # Phi3Config has its own place for it, and a default; those among the settings do not count.
+    original = config.get("original_max_position_embeddings", 4096)
     meta = {
         "rope.freq_base": np.float32(settings["rope_theta"]),
         "rope.scaling.type": "longrope",
@@ -144,7 +155,7 @@ def _longrope(config: Config) -> dict[str, Any]:
     for name in ("short_mscale", "long_mscale"):
         if settings.get(name) is not None:
             raise UnsupportedError(f"longrope's {name} has no counterpart in the converter")
-    scale = need(config, "max_position_embeddings") / original
+    scale = settings.get("factor") or need(config, "max_position_embeddings") / original
     factor = settings.get("attention_factor")
     if factor is None:
         factor = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
@@ -164,7 +175,7 @@ def _granite(config: Config) -> dict[str, Any]:
 
 
 def _gemma2(config: Config, head_dim: int) -> dict[str, Any]:
-    only(config, "hidden_activation", "gelu_pytorch_tanh")
+    only(config, "hidden_activation", *GELU_TANH)
     if config.get("use_bidirectional_attention"):
         raise UnsupportedError("this Gemma 2 sees text in both directions (an embedding model)")
     layers = config.get("layer_types")
@@ -185,7 +196,7 @@ def _gemma2(config: Config, head_dim: int) -> dict[str, Any]:
 
 
 def _gemma3(config: Config, head_dim: int) -> dict[str, Any]:
-    only(config, "hidden_activation", "gelu_pytorch_tanh")
+    only(config, "hidden_activation", *GELU_TANH)
     only(config, "attn_logit_softcapping", None)
     if config.get("use_bidirectional_attention"):
         raise UnsupportedError("this Gemma 3 sees text in both directions (an embedding model)")
@@ -216,37 +227,50 @@ def _gemma3(config: Config, head_dim: int) -> dict[str, Any]:
 
 def _attention_scale(config: Config, head_dim: int, *, layers_of_27b: int) -> dict[str, Any]:
     """attention.scale, where it is not what readers of the file assume."""
-    scalar = config.get("query_pre_attn_scalar") or head_dim
+    scalar = need({"query_pre_attn_scalar": 256, **config}, "query_pre_attn_scalar")
     is_27b = config["num_hidden_layers"] == layers_of_27b
     usual = config["hidden_size"] / config["num_attention_heads"] if is_27b else head_dim
     return {} if math.isclose(scalar, usual) else {"attention.scale": np.float32(scalar**-0.5)}
 
 
 def rope_settings(config: Config, layer_type: str | None = None) -> dict[str, Any]:
-    """Rotary settings with rope_theta among them, for one kind of layer where they differ."""
-    settings = config.get("rope_parameters")
-    if settings is not None:
-        if layer_type is not None and layer_type in settings:
-            settings = settings[layer_type]
-        return {"rope_theta": 10000.0, **settings}
-    if layer_type == "sliding_attention":
-        return {"rope_theta": config.get("rope_local_base_freq", 10000.0)}
-    default = 1e6 if layer_type else 10000.0
-    return {
-        "rope_theta": config.get("rope_theta", default),
-        **(config.get("rope_scaling") or {}),
-    }
+    """Rotary settings with rope_theta among them, for one kind of layer where they differ.
+
+    What counts where a value stands in several places is as in transformers' modeling_rope_utils.
+    """
+    theta = config.get("rope_theta", _THETA.get(str(config.get("model_type")), 10000.0))
+    settings = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if layer_type is not None and layer_type in settings:
+        settings = settings[layer_type]
+    elif layer_type == "sliding_attention":  # one set of settings is full attention's
+        theta, settings = config.get("rope_local_base_freq", 10000.0), {}
+    settings = {"rope_theta": theta, **settings}
+    kind = _rope_type(settings)
+    if config.get("model_type") == "phi3" and kind in ("su", "yarn"):  # its first releases' names
+        settings["rope_type"] = "longrope"
+    if kind in ("llama3", "yarn") and "max_position_embeddings" in config:
+        settings.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    return settings
+
+
+def rotated_part(arch: str, config: Config) -> float:
+    """Which part of each head is rotated."""
+    part = config.get("partial_rotary_factor")
+    if part is None:
+        part = rope_settings(config).get("partial_rotary_factor")
+    usual = 0.25 if arch == "stablelm" else 1.0  # what transformers takes where a file is silent
+    return float(usual if part is None else part)
 
 
 def _rope_type(settings: Config) -> str:
     return str(settings.get("rope_type") or settings.get("type") or "default")
 
 
-def rope_metadata(settings: Config) -> dict[str, Any]:
-    """GGUF keys for rotary settings."""
+def rope_metadata(settings: Config, *, rounded: bool = True) -> dict[str, Any]:
+    """GGUF keys for rotary settings. rounded: yarn's ramp is, in this architecture."""
     meta: dict[str, Any] = {"rope.freq_base": np.float32(settings["rope_theta"])}
     match _rope_type(settings):
-        case "default":
+        case "default" | "dynamic":  # which is the former as far as the model was trained
             pass
         case "llama3":  # said by the rope_freqs tensor, as llama.cpp reads it
             pass
@@ -254,25 +278,42 @@ def rope_metadata(settings: Config) -> dict[str, Any]:
             meta["rope.scaling.type"] = "linear"
             meta["rope.scaling.factor"] = np.float32(need(settings, "factor"))
         case "yarn":
-            meta["rope.scaling.type"] = "yarn"
-            meta["rope.scaling.factor"] = np.float32(need(settings, "factor"))
-            meta["rope.scaling.original_context_length"] = need(
-                settings, "original_max_position_embeddings"
-            )
-            for key, ours in (
-                ("beta_fast", "rope.scaling.yarn_beta_fast"),
-                ("beta_slow", "rope.scaling.yarn_beta_slow"),
-            ):
-                if settings.get(key) is not None:
-                    meta[ours] = np.float32(settings[key])
-            for key in ("attention_factor", "mscale", "mscale_all_dim", "truncate"):
-                if settings.get(key) is not None:
-                    raise UnsupportedError(f"yarn's {key} has no counterpart in the converter")
+            meta |= _yarn(settings, rounded=rounded)
         case other:
             raise UnsupportedError(
                 f"rotary scaling {other!r} is unknown here; the converter knows default, "
-                "linear, llama3 and yarn"
+                "dynamic, linear, llama3 and yarn"
             )
+    return meta
+
+
+def _yarn(settings: Config, *, rounded: bool) -> dict[str, Any]:
+    if settings.get("truncate", True) is not rounded:
+        raise UnsupportedError(
+            f"yarn's truncate is {settings.get('truncate', True)}; GGUF's models of this "
+            f"architecture have a ramp that is {'' if rounded else 'not '}rounded to whole pairs"
+        )
+    factor = need(settings, "factor")
+    meta: dict[str, Any] = {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": np.float32(factor),
+        "rope.scaling.original_context_length": need(settings, "original_max_position_embeddings"),
+    }
+    for key, ours in (
+        ("beta_fast", "rope.scaling.yarn_beta_fast"),
+        ("beta_slow", "rope.scaling.yarn_beta_slow"),
+    ):
+        if settings.get(key):
+            meta[ours] = np.float32(settings[key])
+
+    def temperature(times: float) -> float:
+        return 1.0 if factor <= 1 else 1.0 + 0.1 * times * math.log(factor)
+
+    attention, two = settings.get("attention_factor"), ("mscale", "mscale_all_dim")
+    if attention is None and all(settings.get(key) for key in two):
+        attention = temperature(settings[two[0]]) / temperature(settings[two[1]])
+    if attention is not None and not math.isclose(attention, temperature(1)):
+        meta["rope.scaling.attn_factor"] = np.float32(attention / temperature(1))
     return meta
 
 
@@ -302,11 +343,23 @@ def _refuse_other_positions(config: Config) -> None:
         )
 
 
-def only(config: Config, key: str, allowed: object) -> None:
+def remarks(config: Config) -> tuple[str, ...]:
+    """What a person should know about a config that is converted nevertheless."""
+    if _rope_type(rope_settings(config)) != "dynamic":
+        return ()
+    note = (
+        "the model's rotary angles are those of its trained context; the dynamic scaling that "
+        "config.json asks for beyond it has no key in GGUF"
+    )
+    return (note,)
+
+
+def only(config: Config, key: str, *allowed: object) -> None:
     """Raise UnsupportedError if the config sets the key to anything else."""
-    if key in config and config[key] != allowed:
+    if key in config and config[key] not in allowed:
         raise UnsupportedError(
-            f"config.json sets {key} to {config[key]!r}; GGUF knows only {allowed!r} here"
+            f"config.json sets {key} to {config[key]!r}; GGUF knows only "
+            f"{' and '.join(map(repr, allowed))} here"
         )
 
 

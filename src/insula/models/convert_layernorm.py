@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from insula.errors import FormatError, UnsupportedError
-from insula.models.convert_config import Config, need, only, rope_metadata, rope_settings
+from insula.models.convert_config import (
+    GELU_TANH,
+    Config,
+    need,
+    only,
+    rope_metadata,
+    rope_settings,
+    rotated_part,
+)
 
 #: What GPT-2, Falcon and Nomic's own code call what others call so.
 _OTHER_NAMES = {
@@ -48,6 +56,8 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
         "attention.layer_norm_epsilon": np.float32(need(config, "layer_norm_eps")),
         "vocab_size": need(config, "vocab_size"),
     }
+    if head_dim != width // heads:
+        meta |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
     match arch:
         case "gpt2":
             _gpt2(config)
@@ -58,7 +68,7 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
             meta["rope.dimension_count"] = head_dim
         case "starcoder2":
             meta["attention.head_count_kv"] = config.get("num_key_value_heads") or heads
-            only(config, "hidden_act", "gelu_pytorch_tanh")
+            only(config, "hidden_act", *GELU_TANH)
             meta |= rope_metadata(rope_settings(config))
             meta["rope.dimension_count"] = head_dim
             window = config.get("sliding_window")
@@ -68,7 +78,7 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
             meta["attention.head_count_kv"] = config.get("num_key_value_heads") or heads
             only(config, "hidden_act", "silu")
             meta |= rope_metadata(rope_settings(config))
-            meta["rope.dimension_count"] = int(head_dim * _rotated_part(config))
+            meta["rope.dimension_count"] = int(head_dim * rotated_part(arch, config))
             meta["use_parallel_residual"] = bool(config.get("use_parallel_residual"))
         case "bert":
             only(config, "hidden_act", "gelu")
@@ -78,7 +88,7 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
             meta["attention.causal"] = False
         case "nomic-bert":
             _nomic(config)
-            meta |= rope_metadata({"rope_theta": 1000.0} | _nomic_rope(config))
+            meta |= rope_metadata(rope_settings({"rope_theta": 1000.0, **config}))
             meta["rope.dimension_count"] = head_dim
             meta["attention.causal"] = False
     return meta
@@ -112,7 +122,7 @@ def labels(config: Config) -> list[str]:
 
 
 def _gpt2(config: Config) -> None:
-    only(config, "activation_function", "gelu_new")
+    only(config, "activation_function", *GELU_TANH)
     only(config, "scale_attn_weights", True)
     only(config, "scale_attn_by_inverse_layer_idx", False)
     only(config, "add_cross_attention", False)
@@ -129,11 +139,6 @@ def _falcon(config: Config) -> None:
         )
 
 
-def _rotated_part(config: Config) -> float:
-    part = config.get("partial_rotary_factor") or rope_settings(config).get("partial_rotary_factor")
-    return float(0.25 if part is None else part)  # what transformers takes where a file is silent
-
-
 def _nomic(config: Config) -> None:
     """Nomic's own keys, from before transformers knew the model, and transformers' own."""
     only(config, "hidden_act", "silu")
@@ -145,10 +150,3 @@ def _nomic(config: Config) -> None:
     only(config, "rotary_emb_fraction", 1.0)
     if config.get("num_experts"):
         raise UnsupportedError("this Nomic model has experts; the converter knows those without")
-
-
-def _nomic_rope(config: Config) -> dict[str, Any]:
-    settings = rope_settings(config)
-    if "rope_theta" not in (config.get("rope_parameters") or config):
-        settings.pop("rope_theta", None)
-    return settings

@@ -5,7 +5,7 @@ The pre-tokenizer (how text is cut before merging) has a name in GGUF. It is fou
 the definition in tokenizer.json with those known here, part by part; an unknown definition is
 refused, since a wrong name gives wrong ids without any error. tokenizer.model, where present
 and the BPE of tokenizer.json is not byte-level, is read as a SentencePiece model. What is not BPE
-is `convert_vocabulary`'s.
+is `convert_vocabulary`'s; SentencePiece's BPE without a tokenizer.model is `convert_ranked`'s.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from typing import Any
 import numpy as np
 
 from insula.errors import FormatError, UnsupportedError
-from insula.models import convert_vocabulary, sentencepiece
+from insula.models import convert_ranked, convert_vocabulary, sentencepiece
 from insula.models.convert_vocabulary import NORMAL, USER_DEFINED, token_list
 from insula.models.folder import read_json
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _SYMBOLS_AND_SPACE = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LOWER_LAST = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+_UPPER_FIRST = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+_SLASHES_AND_SPACE = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _byte_level(*, use_regex: bool) -> dict[str, Any]:
@@ -84,6 +88,23 @@ PRE_TOKENIZERS = (
         definition=_split_then_bytes(_CONTRACTIONS + r"\p{N}{1,3}" + _SYMBOLS_AND_SPACE),
         ignore_merges=True,
     ),
+    PreTokenizer(  # Phi-4, OLMo 2
+        name="dbrx",
+        definition=_split_then_bytes(_CONTRACTIONS + r"\p{N}{1,3}" + _SYMBOLS_AND_SPACE),
+    ),
+    PreTokenizer(  # gpt-oss, Phi-4-mini
+        name="gpt-4o",
+        definition=_split_then_bytes(
+            _LOWER_LAST + _ENDINGS + _UPPER_FIRST + _ENDINGS + r"\p{N}{1,3}" + _SLASHES_AND_SPACE
+        ),
+    ),
+    PreTokenizer(  # Mistral since NeMo
+        name="tekken",
+        definition=_split_then_bytes(
+            _LOWER_LAST + "|" + _UPPER_FIRST + "|" + r"\p{N}" + _SLASHES_AND_SPACE
+        ),
+        ignore_merges=True,
+    ),
     PreTokenizer(
         name="qwen2",
         definition=_split_then_bytes(_CONTRACTIONS + r"\p{N}" + _SYMBOLS_AND_SPACE),
@@ -119,11 +140,14 @@ def tokenizer_metadata(
     elif (folder / "tokenizer.model").exists():
         added = (model or {}).get("added_tokens", [])
         meta = _sentencepiece(folder / "tokenizer.model", added, n_vocab)
+    elif model is not None and (ranked := convert_ranked.metadata(model, n_vocab))[0]:
+        meta, notes = ranked
+        meta |= _around(model, model.get("added_tokens", []))
     else:
         raise UnsupportedError(
             f"{folder} has no tokenizer that the converter knows: a tokenizer.json with "
-            "byte-level BPE, WordPiece, Unigram or single characters, or a tokenizer.model of "
-            "SentencePiece"
+            "byte-level BPE, SentencePiece's BPE, WordPiece, Unigram or single characters, or a "
+            "tokenizer.model of SentencePiece"
         )
     ids = {token: i for i, token in enumerate(meta["ggml.tokens"])}
     for short, key in _SPECIALS.items():
@@ -170,17 +194,19 @@ def _bpe(model: Mapping[str, Any], n_vocab: int) -> tuple[dict[str, Any], tuple[
 def identify(model: Mapping[str, Any]) -> PreTokenizer:
     """The pre-tokenizer that a tokenizer.json defines. Raises UnsupportedError if unknown."""
     found = _essence(model.get("pre_tokenizer"))
-    normalizer = (model.get("normalizer") or {}).get("type")
-    for known in PRE_TOKENIZERS:
-        if found == known.definition:
-            ignore_merges = bool((model.get("model") or {}).get("ignore_merges"))
-            if ignore_merges != known.ignore_merges or normalizer not in (None, known.normalizer):
-                raise UnsupportedError(
-                    f"tokenizer.json cuts text as {known.name!r} does, but with ignore_merges="
-                    f"{ignore_merges} and the normalizer {normalizer}; {known.name!r} has "
-                    f"ignore_merges={known.ignore_merges} and {known.normalizer}"
-                )
+    normalizer = model.get("normalizer") or {}
+    kind = None if normalizer.get("normalizers") == [] else normalizer.get("type")
+    ignore_merges = bool((model.get("model") or {}).get("ignore_merges"))
+    same = [known for known in PRE_TOKENIZERS if known.definition == found]
+    for known in same:
+        if ignore_merges == known.ignore_merges and kind in (None, known.normalizer):
             return known
+    if same:
+        raise UnsupportedError(
+            f"tokenizer.json cuts text as {same[0].name!r} does, but with ignore_merges="
+            f"{ignore_merges} and the normalizer {kind}; known here: "
+            + ", ".join(f"{p.name} with {p.ignore_merges} and {p.normalizer}" for p in same)
+        )
     raise UnsupportedError(
         "tokenizer.json defines a pre-tokenizer that is not one of "
         f"{', '.join(p.name for p in PRE_TOKENIZERS)}: {json.dumps(found)[:300]}"

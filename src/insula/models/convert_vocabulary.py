@@ -134,8 +134,12 @@ def _unigram(
 ) -> dict[str, Any]:
     if inner.get("byte_fallback"):
         raise UnsupportedError("tokenizer.json's Unigram falls back to bytes; unknown here")
-    prefix = _prefix_space(model.get("pre_tokenizer") or {})
+    prefix, cuts = _prefix_space(model.get("pre_tokenizer") or {})
     table, collapses = _normalization(model.get("normalizer"))
+    if cuts and table is None:
+        raise UnsupportedError(
+            "tokenizer.json's Unigram cuts at all white space and has no table that makes it spaces"
+        )
     pieces = {i: str(entry[0]) for i, entry in enumerate(vocab)}
     names, types = token_list(dict(pieces), added, n_vocab)
     scores = [float(entry[1]) for entry in vocab] + [_LOW] * (n_vocab - len(vocab))
@@ -151,7 +155,7 @@ def _unigram(
         "ggml.scores": np.array(scores, np.float32),
         "ggml.token_type": np.array(types, np.int32),
         "ggml.add_space_prefix": prefix,
-        "ggml.remove_extra_whitespaces": collapses,
+        "ggml.remove_extra_whitespaces": collapses or cuts,
         "ggml.add_bos_token": True,
         "ggml.add_eos_token": True,
         "ggml.bos_token_id": start,
@@ -166,14 +170,16 @@ def _unigram(
     return meta
 
 
-def _prefix_space(before: Mapping[str, Any]) -> bool:
-    """Whether a text begins with a space; only Metaspace, alone or after cutting at spaces."""
-    steps = [s for s in before.get("pretokenizers", [before]) if s.get("type") != "WhitespaceSplit"]
-    if len(steps) != 1 or steps[0].get("type") != "Metaspace":
+def _prefix_space(before: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether a text begins with a space, and whether white space only separates words; Metaspace,
+    alone or after cutting at white space."""
+    steps = before.get("pretokenizers", [before])
+    kept = [s for s in steps if s.get("type") != "WhitespaceSplit"]
+    if len(kept) != 1 or kept[0].get("type") != "Metaspace":
         raise UnsupportedError("tokenizer.json's Unigram has another pre-tokenizer than Metaspace")
-    step = steps[0]
+    step = kept[0]
     scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
-    return bool(scheme != "never")
+    return bool(scheme != "never"), len(kept) < len(steps)
 
 
 def _normalization(normalizer: Mapping[str, Any] | None) -> tuple[Any, bool]:

@@ -1,16 +1,14 @@
 """A GGUF file becomes a Hugging Face folder: config.json, safetensors, tokenizer.
 
-Owns the way back of `convert`: names, the order of query and key rows, the norms' +1, and vectors
-in the matrices' own type where that loses no bit. Floats go over bit by bit; quantized tensors
-are decoded, exactly as float32 unless a smaller type is asked for. What the folder could not say
-is refused before anything is written.
+Owns the way back of `convert`, from its parts: names (`export_ways`), config.json (`export_config`,
+`export_layernorm`), tensors (`export_tensors`), the tokenizer, and what pools (`export_pooling`).
+What the folder could not say is refused before anything is written.
 Invariant: the folder appears complete or not at all.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,29 +19,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from insula.errors import ConfigError, FormatError, ResourceError, UnsupportedError
-from insula.formats.ggml_types import DEQUANTIZABLE, GGMLType
-from insula.formats.gguf import GGUFFile, TensorInfo
+from insula.errors import ConfigError, FormatError, ResourceError
+from insula.formats.ggml_types import GGMLType
+from insula.formats.gguf import GGUFFile
 from insula.formats.safetensors_writer import Outgoing, shard_names, shards, write_safetensors
-from insula.models.convert import FloatFormat, encoded
-from insula.models.convert_rules import RULES, Rules
+from insula.models import export_pooling
+from insula.models.convert import FloatFormat
+from insula.models.export_config import Facts, Said
 from insula.models.export_config import config as config_of
+from insula.models.export_tensors import DTYPES, ROTARY, Export
 from insula.models.export_tokenizer import write_tokenizer
-from insula.models.folder import FLOATS
+from insula.models.export_ways import way_of
 
 #: Bytes of one safetensors file, where nobody says otherwise.
 SHARD_BYTES = 5_000_000_000
 
-_DTYPES = {kind: name for name, (kind, _) in FLOATS.items()}
-_MOVED_AS = dict(FLOATS.values())
-_TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
+#: How gpt-oss's config.json says that its experts are MXFP4 (huggingface.co/openai/gpt-oss-20b).
+MXFP4 = {
+    "quant_method": "mxfp4",
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn",
+        "model.layers.*.mlp.router",
+        "model.embed_tokens",
+        "lm_head",
+    ],
 }
-_ATTENTION = tuple(f"attn_{part}.bias" for part in ("q", "k", "v", "output"))
-_FEED_FORWARD = tuple(f"ffn_{part}.bias" for part in ("gate", "up", "down"))
-_WITH_ATTENTION_BIAS = ("llama", "qwen3", "granite", "smollm3", "olmo2")
+
+NO_POOLER = (
+    "GGUF leaves out BERT's pooler, which takes no part in embeddings; transformers says that it "
+    "is missing and makes one at random"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,41 +84,37 @@ def export(
     if out.exists() or out.is_symlink():
         raise ConfigError(f"{out} exists; name a folder that does not")
     with GGUFFile.open(path) as file:
-        arch = file.metadata.get("general.architecture")
-        rules = next((r for r in RULES.values() if r.arch == arch), None)
-        factors = file.tensors.get("rope_freqs.weight")
-        embedding = file.tensors.get("token_embd.weight")
-        if embedding is None:
+        shapes = {info.name: tuple(info.shape) for info in file.tensors.values()}
+        if "token_embd.weight" not in shapes:
             raise FormatError(f"{file.path.name} has no token_embd.weight; it holds no model")
-        config = config_of(
-            file.metadata,
-            n_vocab=embedding.shape[0],
-            tied="output.weight" not in file.tensors,
-            biased=_biases(file, str(arch)),
-            factors=None if factors is None else file.dequantize("rope_freqs.weight"),
-        )
-        if rules is None:  # config_of knows no architecture that convert does not
-            raise UnsupportedError(f"no rules for the architecture {arch!r}")
-        matrix = _type(embedding, dtype)
-        tensors: dict[str, Outgoing] = {}
-        for info in file.tensors.values():
-            if info.name != "rope_freqs.weight":
-                name = _source_name(info.name, rules)
-                tensors[name] = _outgoing(file, info, rules, config, dtype, matrix)
+        way = way_of(file.metadata, shapes)
+        rotary = {n.removesuffix(".weight"): file.dequantize(n) for n in ROTARY if n in shapes}
+        config = config_of(file.metadata, way, Facts(shapes=shapes, rotary=rotary))
+        own = Said(file.metadata, way.rules.arch).own
+        config |= export_pooling.labels(own, shapes)
+        plan = Export(file, way, config, dtype)
+        tensors = plan.plan()
         config["torch_dtype"] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[
-            _DTYPES[matrix]
+            DTYPES[plan.matrix]
         ]
+        if any(name.endswith("_blocks") for name in tensors):
+            config["quantization_config"] = MXFP4
+        beside = export_pooling.files(own, width=shapes["token_embd.weight"][1])
         try:
-            report = _write(file.metadata, out, config, tensors, shard_bytes, progress)
+            report = _write(file.metadata, out, config, beside, tensors, shard_bytes, progress)
         finally:
             file.check()
-        return ExportReport(files=report[0], size=report[1], notes=_notes(file, dtype))
+        notes = _notes(file, dtype, kept="quantization_config" in config)
+        if way.name == "BertModel":
+            notes += (NO_POOLER,)
+        return ExportReport(files=report[0], size=report[1], notes=notes)
 
 
 def _write(
     meta: Mapping[str, Any],
     out: Path,
     config: dict[str, Any],
+    beside: Mapping[str, Any],
     tensors: dict[str, Outgoing],
     shard_bytes: int,
     progress: Callable[[int, int], None] | None,
@@ -149,6 +150,10 @@ def _write(
         ids = write_tokenizer(meta, temporary)
         text = json.dumps({**config, **ids}, indent=2) + "\n"
         (temporary / "config.json").write_text(text, encoding="utf-8")
+        for name, content in beside.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
+            written = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            (temporary / name).write_text(written, encoding="utf-8")
         size = 0
         where: dict[str, str] = {}
         for file_name, part in zip(names, parts, strict=True):
@@ -171,107 +176,13 @@ def _write(
     return tuple(names), size
 
 
-def _source_name(name: str, rules: Rules) -> str:
-    """What a checkpoint calls GGUF's tensor."""
-    if name in _TOP:
-        return _TOP[name]
-    back = {ours: theirs for theirs, ours in rules.block.items()}
-    match = re.fullmatch(r"blk\.(\d+)\.(.+)\.(weight|bias)", name)
-    if match and match[2] in back and (match[3] == "weight" or "norm" not in match[2]):
-        return f"model.layers.{int(match[1])}.{back[match[2]]}.{match[3]}"
-    raise UnsupportedError(
-        f"tensor {name} has no counterpart in a {rules.arch} checkpoint; leaving it out could "
-        "change the model's answers"
-    )
-
-
-def _biases(file: GGUFFile, arch: str) -> tuple[bool, bool]:
-    """Whether attention has its four biases, and the feed-forward its three. Some of them alone
-    no config.json can say, but for qwen2, whose q, k and v always have one."""
-    found = []
-    for names, having in ((_ATTENTION, _WITH_ATTENTION_BIAS), (_FEED_FORWARD, ("llama",))):
-        there = {part for name in file.tensors for part in names if name.endswith("." + part)}
-        if arch == "qwen2" and there and "attn_output.bias" not in there:
-            there = set()
-        if there and (arch not in having or len(there) < len(names)):
-            raise UnsupportedError(
-                f"the file has {', '.join(sorted(there))}; a {arch} checkpoint has all of "
-                f"{', '.join(names)} or none of them"
-                if arch in having
-                else f"the file has {', '.join(sorted(there))}, which {arch} checkpoints have not"
-            )
-        found.append(bool(there))
-    return found[0], found[1]
-
-
-def _type(info: TensorInfo, dtype: FloatFormat) -> GGMLType:
-    """What a matrix is written as."""
-    if dtype != "auto":
-        return GGMLType[dtype.upper()]
-    return info.type if info.type in _DTYPES else GGMLType.F32
-
-
-def _outgoing(
-    file: GGUFFile,
-    info: TensorInfo,
-    rules: Rules,
-    config: Mapping[str, Any],
-    dtype: FloatFormat,
-    matrix: GGMLType,
-) -> Outgoing:
-    if info.type not in DEQUANTIZABLE:
-        raise UnsupportedError(
-            f"tensor {info.name!r} is stored as {info.type.name}, which is not decoded here; "
-            "start from a file in another format"
-        )
-    heads = 0
-    if rules.permute and re.search(r"\.attn_[qk]\.", info.name):
-        heads = config["num_key_value_heads" if ".attn_k." in info.name else "num_attention_heads"]
-    if len(info.shape) == 1:
-        values = file.dequantize(info.name)
-        if rules.norm_offset and "norm" in info.name:
-            values = values - np.float32(rules.norm_offset)
-        if heads:
-            values = split_pairs(values, heads)
-        kind = matrix if _fits(values, matrix) else GGMLType.F32
-        data = encoded(values, GGMLType.F32, kind)
-        return Outgoing(dtype=_DTYPES[kind], shape=info.shape, load=lambda: data)
-    kind = _type(info, dtype)
-
-    def load() -> NDArray[np.uint8]:
-        if info.type in _MOVED_AS:
-            values = file.data(info.name).view(_MOVED_AS[info.type]).reshape(info.shape)
-            found = info.type
-        else:
-            values, found = file.dequantize(info.name), GGMLType.F32
-        return encoded(split_pairs(values, heads) if heads else values, found, kind)
-
-    return Outgoing(dtype=_DTYPES[kind], shape=info.shape, load=load)
-
-
-def split_pairs(values: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Rows reordered so that adjacent pairs (2i, 2i+1) become (i, i + E/2): the inverse of
-    `convert.adjacent_pairs`."""
-    rows = values.shape[0]
-    if rows % (2 * heads):
-        raise FormatError(f"{rows} rows do not divide into pairs of {heads} heads")
-    pairs = values.reshape(heads, rows // heads // 2, 2, *values.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(values.shape)
-
-
-def _fits(values: NDArray[np.float32], kind: GGMLType) -> bool:
-    """Whether every value is one of the type's, so that nothing is lost."""
-    if kind is GGMLType.F32:
-        return True
-    if kind is GGMLType.F16:
-        with np.errstate(over="ignore"):
-            back = values.astype(np.float16).astype(np.float32)
-        return bool((back.view(np.uint32) == values.view(np.uint32)).all())
-    return bool((values.view(np.uint32) & 0xFFFF == 0).all())
-
-
-def _notes(file: GGUFFile, dtype: FloatFormat) -> tuple[str, ...]:
-    quantized = [info for info in file.tensors.values() if info.type not in _DTYPES]
+def _notes(file: GGUFFile, dtype: FloatFormat, *, kept: bool) -> tuple[str, ...]:
+    """kept: MXFP4 stays what it is."""
+    quantized = [
+        info
+        for info in file.tensors.values()
+        if info.type not in DTYPES and not (kept and info.type is GGMLType.MXFP4)
+    ]
     if not quantized:
         return ()
     kinds = ", ".join(sorted({info.type.name for info in quantized}))

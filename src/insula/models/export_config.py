@@ -9,28 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from insula.errors import FormatError, UnsupportedError
-from insula.models import convert_config, gemma2, gemma3, smollm3
+from insula.models import convert_config, export_layernorm, gemma2, gemma3, smollm3
+from insula.models.export_ways import Way
 
-#: GGUF architecture -> (config.json's architectures[0], its model_type)
-CLASSES: Mapping[str, tuple[str, str]] = {
-    "llama": ("LlamaForCausalLM", "llama"),
-    "qwen2": ("Qwen2ForCausalLM", "qwen2"),
-    "qwen3": ("Qwen3ForCausalLM", "qwen3"),
-    "gemma2": ("Gemma2ForCausalLM", "gemma2"),
-    "gemma3": ("Gemma3ForCausalLM", "gemma3_text"),
-    "granite": ("GraniteForCausalLM", "granite"),
-    "smollm3": ("SmolLM3ForCausalLM", "smollm3"),
-    "olmo2": ("Olmo2ForCausalLM", "olmo2"),
-    "phi3": ("Phi3ForCausalLM", "phi3"),
-}
-
-#: config.json -> GGUF, the numbers that every architecture states.
+#: config.json -> GGUF, the numbers that every architecture with RMS norms states.
 _NUMBERS = {
     "max_position_embeddings": "context_length",
     "hidden_size": "embedding_length",
@@ -45,70 +34,110 @@ _GRANITE = {
     "attention_multiplier": "attention.scale",
     "logits_scaling": "logit_scale",
 }
+#: What `export_pooling` writes into other files, or into labels.
+_POOLING = ("pooling_type", "pooling.", "classifier.")
 
 
-def config(
-    meta: Mapping[str, Any],
-    *,
-    n_vocab: int,
-    tied: bool,
-    biased: tuple[bool, bool],
-    factors: NDArray[np.float32] | None,
-) -> dict[str, Any]:
-    """A config.json for a file's metadata.
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a config.json says that is not in the metadata but in the tensors.
 
-    tied: the output is the embedding. biased: attention's four products have biases, and the
-    feed-forward's three.
-    factors: the rope_freqs tensor, if there is one.
-    Raises UnsupportedError, FormatError.
+    shapes: of all tensors. rotary: the tensors of rotary factors, by name without ".weight".
     """
-    arch = meta.get("general.architecture")
-    if not isinstance(arch, str) or arch not in CLASSES:
-        raise UnsupportedError(
-            f"the architecture {arch!r} cannot be written as a Hugging Face folder; these can: "
-            f"{', '.join(sorted(CLASSES))}"
-        )
-    prefix = f"{arch}."
-    own = {k.removeprefix(prefix): v for k, v in meta.items() if k.startswith(prefix)}
-    name, kind = CLASSES[arch]
-    found: dict[str, Any] = {"architectures": [name], "model_type": kind}
 
-    def number(key: str, default: float | None = None) -> Any:
-        value = plain(own.get(key, default))
+    shapes: Mapping[str, tuple[int, ...]]
+    rotary: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output is the embedding."""
+        return "output.weight" not in self.shapes
+
+
+class Said:
+    """An architecture's keys of a file's metadata, read through checks."""
+
+    def __init__(self, meta: Mapping[str, Any], arch: str) -> None:
+        self.prefix = f"{arch}."
+        self.own = {
+            k.removeprefix(self.prefix): v for k, v in meta.items() if k.startswith(self.prefix)
+        }
+
+    def number(self, key: str, default: float | None = None) -> Any:
+        """The number above 0 at a key. Raises FormatError."""
+        value = plain(self.own.get(key, default))
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise FormatError(
-                f"{prefix}{key} is {str(value)[:60]}; one number above 0 is needed, the same for "
-                "all layers"
+                f"{self.prefix}{key} is {str(value)[:60]}; one number above 0 is needed, the same "
+                "for all layers"
             )
         return value
 
-    found |= {key: number(gguf_key) for key, gguf_key in _NUMBERS.items()}
+
+def config(meta: Mapping[str, Any], way: Way, facts: Facts) -> dict[str, Any]:
+    """A config.json for a file. Raises UnsupportedError, FormatError."""
+    arch = way.rules.arch
+    said = Said(meta, arch)
+    found: dict[str, Any] = {"architectures": [way.name], "model_type": way.kind}
+    found |= {"vocab_size": facts.shapes["token_embd.weight"][0], "tie_word_embeddings": facts.tied}
+    found |= way.biased(facts.shapes)
+    if way.layer_norms:
+        found |= export_layernorm.config(arch, said, facts.shapes)
+    else:
+        found |= _with_rms_norms(arch, said, found)
+    if "rope.dimension_count" in said.own or "rope.freq_base" in said.own:
+        theta = 1000.0 if arch == "nomic-bert" else 10000.0
+        found["rope_theta"] = said.number("rope.freq_base", theta)
+        scaling = _scaling(arch, said.own, found, facts.rotary)
+        if scaling:
+            found["rope_scaling"] = scaling
+    _check(way, said.own, found)
+    return found
+
+
+def _with_rms_norms(arch: str, said: Said, known: Mapping[str, Any]) -> dict[str, Any]:
+    own, number = said.own, said.number
+    found: dict[str, Any] = {key: number(gguf_key) for key, gguf_key in _NUMBERS.items()}
     heads = found["num_attention_heads"]
     found["num_key_value_heads"] = number("attention.head_count_kv", heads)
     found["head_dim"] = number("attention.key_length", found["hidden_size"] // heads)
-    found |= {"vocab_size": n_vocab, "tie_word_embeddings": tied}
     if arch in ("gemma2", "gemma3"):
-        found |= _gemma(arch, own, found)
-    else:
-        found["hidden_act"] = "silu"
-        if arch in ("llama", "qwen3", "granite", "smollm3", "olmo2"):
-            found["attention_bias"] = biased[0]
-        if arch == "llama":
-            found["mlp_bias"] = biased[1]
-    if arch == "granite":
-        found |= {key: plain(own[ours]) for key, ours in _GRANITE.items() if ours in own}
-    elif arch == "smollm3":
-        layers = range(found["num_hidden_layers"])
-        found["no_rope_layer_interval"] = smollm3.PERIOD
-        found["no_rope_layers"] = [int((i + 1) % smollm3.PERIOD != 0) for i in layers]
-    elif arch == "phi3":
-        found["sliding_window"] = plain(own.get("attention.sliding_window", 0)) or None
-    found["rope_theta"] = number("rope.freq_base", 10000.0)
-    scaling = _scaling(arch, own, found, factors)
-    if scaling:
-        found["rope_scaling"] = scaling
-    _check(arch, own, found)
+        return found | _gemma(arch, own, found)
+    found["hidden_act"] = "silu"
+    match arch:
+        case "llama" if own.get("expert_count"):
+            found |= _experts(said, "num_local_experts")
+            found["sliding_window"] = None
+        case "qwen3moe":
+            found |= _experts(said, "num_experts")
+            found["moe_intermediate_size"] = number("expert_feed_forward_length")
+            found |= {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+        case "gpt-oss":
+            found |= _experts(said, "num_local_experts")
+            found["sliding_window"] = number("attention.sliding_window")
+        case "granite":
+            found |= {key: plain(own[ours]) for key, ours in _GRANITE.items() if ours in own}
+        case "smollm3":
+            layers = range(found["num_hidden_layers"])
+            found["no_rope_layer_interval"] = smollm3.PERIOD
+            found["no_rope_layers"] = [int((i + 1) % smollm3.PERIOD != 0) for i in layers]
+        case "phi3":
+            found["sliding_window"] = plain(own.get("attention.sliding_window", 0)) or None
+            part = number("rope.dimension_count", found["head_dim"]) / found["head_dim"]
+            if part != 1:
+                found["partial_rotary_factor"] = part
+            original = own.get("rope.scaling.original_context_length")
+            found["original_max_position_embeddings"] = plain(
+                found["max_position_embeddings"] if original is None else original
+            )
     return found
+
+
+def _experts(said: Said, count: str) -> dict[str, Any]:
+    return {
+        count: said.number("expert_count"),
+        "num_experts_per_tok": said.number("expert_used_count"),
+    }
 
 
 def plain(value: Any) -> Any:
@@ -147,30 +176,51 @@ def _scaling(
     arch: str,
     own: Mapping[str, Any],
     found: Mapping[str, Any],
-    factors: NDArray[np.float32] | None,
+    rotary: Mapping[str, NDArray[np.float32]],
 ) -> dict[str, Any]:
     """rope_scaling, {} if there is none."""
-    if factors is not None:
-        return _llama3(arch, found, factors)
-    kind = own.get("rope.scaling.type", "none")
+    if "rope_freqs" in rotary:
+        return _llama3(arch, found, rotary["rope_freqs"])
+    kind = own.get("rope.scaling.type", "longrope" if rotary else "none")
     match kind:
         case "none":
             return {}
         case "linear":
             return {"rope_type": "linear", "factor": plain(own.get("rope.scaling.factor"))}
         case "yarn":
-            scaling = {
-                "rope_type": "yarn",
-                "factor": plain(own.get("rope.scaling.factor")),
-                "original_max_position_embeddings": plain(
-                    own.get("rope.scaling.original_context_length")
-                ),
-            }
-            for key, ours in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
-                if f"rope.scaling.{ours}" in own:
-                    scaling[key] = plain(own[f"rope.scaling.{ours}"])
-            return scaling
+            return _yarn(arch, own)
+        case "longrope" if arch == "phi3" and len(rotary) == 2:
+            return _longrope(own, found, rotary)
     raise UnsupportedError(f"rotary scaling {kind!r} has no counterpart in config.json here")
+
+
+def _yarn(arch: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    factor = plain(own.get("rope.scaling.factor"))
+    scaling = {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": plain(own.get("rope.scaling.original_context_length")),
+    }
+    for key, ours in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
+        if f"rope.scaling.{ours}" in own:
+            scaling[key] = plain(own[f"rope.scaling.{ours}"])
+    if "rope.scaling.attn_factor" in own and factor > 1:  # GGUF multiplies, config.json replaces
+        usual = 1.0 + 0.1 * math.log(factor)
+        scaling["attention_factor"] = float(own["rope.scaling.attn_factor"]) * usual
+    return scaling | ({"truncate": False} if arch == "gpt-oss" else {})
+
+
+def _longrope(
+    own: Mapping[str, Any], found: Mapping[str, Any], rotary: Mapping[str, NDArray[np.float32]]
+) -> dict[str, Any]:
+    scaling: dict[str, Any] = {"rope_type": "longrope"}
+    for name in ("long", "short"):
+        scaling[f"{name}_factor"] = [plain(v) for v in rotary[f"rope_factors_{name}"].reshape(-1)]
+    stated = own.get("rope.scaling.attn_factor")
+    usual = convert_config.metadata("phi3", {**found, "rope_scaling": scaling})
+    if stated is not None and not _same(stated, usual["rope.scaling.attn_factor"]):
+        scaling["attention_factor"] = plain(stated)
+    return scaling
 
 
 def _llama3(arch: str, found: Mapping[str, Any], factors: NDArray[np.float32]) -> dict[str, Any]:
@@ -193,11 +243,14 @@ def _llama3(arch: str, found: Mapping[str, Any], factors: NDArray[np.float32]) -
     )
 
 
-def _check(arch: str, own: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def _check(way: Way, own: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Raise unless the way there gives the file's own metadata again."""
-    again = convert_config.metadata(arch, found)
+    arch = way.rules.arch
+    again = way.rules.metadata(arch, found)
     for key, value in own.items():
-        if key == "rope.scaling.type" and value == "none":
+        if (key == "rope.scaling.type" and value == "none") or key.startswith(_POOLING):
+            continue
+        if key == "use_parallel_residual":  # the tensors say it: `models/stablelm.py`
             continue
         if key not in again:
             raise UnsupportedError(

@@ -1,22 +1,31 @@
 """A GGUF vocabulary as a Hugging Face folder's tokenizer, the way back of `convert_tokenizer`.
 
-Byte-level BPE becomes a tokenizer.json, SentencePiece BPE a tokenizer.model. A pre-tokenizer
-without a known definition, and the other families, are refused: a guess would give wrong ids
-without any error.
+Byte-level BPE becomes a tokenizer.json, SentencePiece BPE a tokenizer.model; WordPiece and Unigram
+are `export_vocabulary`'s. A pre-tokenizer without a known definition, and any other family, is
+refused: a guess would give wrong ids without any error.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from insula.errors import FormatError, UnsupportedError
+from insula.models import export_vocabulary
 from insula.models.convert_tokenizer import PRE_TOKENIZERS
 from insula.models.convert_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from insula.tokenizer import Tokenizer
+
+_ENCODERS: Mapping[str, Callable[[Mapping[str, Any], list[str], list[int]], dict[str, Any]]]
+_ENCODERS = {"bert": export_vocabulary.wordpiece, "t5": export_vocabulary.unigram}
+_ENCODERS_OWN = {
+    "cls_token": "cls_token_id",
+    "sep_token": "seperator_token_id",  # spelled like this in the files
+    "mask_token": "mask_token_id",
+}
 
 
 def write_tokenizer(meta: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -42,16 +51,24 @@ def write_tokenizer(meta: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         (folder / "tokenizer.model").write_bytes(_sentencepiece(meta, tokenizer, tokens, types))
         settings["tokenizer_class"] = "LlamaTokenizer"
         settings["legacy"] = False
+    elif family in _ENCODERS:
+        _write_json(folder / "tokenizer.json", _ENCODERS[family](meta, tokens, types))
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     else:
         raise UnsupportedError(
             f"a tokenizer of the family {family!r} cannot be written; these can: gpt2 (byte-level "
-            "BPE) and llama (SentencePiece BPE)"
+            "BPE), llama (SentencePiece BPE), bert (WordPiece) and t5 (Unigram)"
         )
     for name, number in _specials(tokenizer).items():
         if number is not None:
             settings[name] = tokens[number]
-    settings["add_bos_token"] = tokenizer.add_bos
-    if tokenizer.add_eos or "tokenizer.ggml.add_eos_token" in meta:
+    for name, key in _ENCODERS_OWN.items() if family in _ENCODERS else ():
+        if (number := meta.get(f"tokenizer.ggml.{key}")) is not None:
+            settings[name] = tokens[int(number)]
+    usual = family not in _ENCODERS  # they wrap a text without being told
+    if usual or "tokenizer.ggml.add_bos_token" in meta:
+        settings["add_bos_token"] = tokenizer.add_bos
+    if (usual and tokenizer.add_eos) or "tokenizer.ggml.add_eos_token" in meta:
         settings["add_eos_token"] = tokenizer.add_eos
     if tokenizer.chat_template is not None:
         settings["chat_template"] = tokenizer.chat_template

@@ -58,6 +58,8 @@ def packing(config: Mapping[str, Any]) -> Packing | None:
     if not isinstance(said, dict):
         raise FormatError(f"quantization_config is {said!r}, an object is needed")
     method = said.get("quant_method")
+    if method == "mxfp4":  # gpt-oss's experts, whose blocks have names of their own
+        return None
     if method not in ("gptq", "awq"):
         raise UnsupportedError(
             f"config.json says the weights are quantized with {method!r}; gptq and awq of 4 bits "

@@ -41,15 +41,17 @@ def pretrained(
     Raises ConfigError (a ValueError) where none fits or several do, NotHereError for models in
     parts, and what a download raises.
     """
+    from insula.formats.gguf_split import siblings
     from insula.hub import huggingface
     from insula.hub.names import parse_hub_ref
+    from insula.hub.parts import names as part_names
     from insula.hub.resolve import locate
     from insula.hub.transport import Transport
 
     if additional_files:
         raise NotHereError(
-            "additional_files: models in parts cannot be fetched; take a repository that has the "
-            "quantization in one file"
+            "additional_files: not fetched; the parts of a split model come with its first one, so "
+            "name that alone"
         )
     reference = parse_hub_ref(f"hf.co/{repo_id}")
     if not filename or reference is None:
@@ -74,7 +76,12 @@ def pretrained(
         located = locate(f"hf.co/{repo_id}/{fitting[0]}", allow_download=True)
     if local_dir is None:
         return located.path
-    return _placed(located.path, Path(local_dir) / Path(fitting[0]).name)
+    parts = siblings(located.path)
+    names = part_names(Path(fitting[0]).name, len(parts))
+    placed = [
+        _placed(part, Path(local_dir) / name) for part, name in zip(parts, names, strict=True)
+    ]
+    return placed[0]
 
 
 def _held(repo_id: str, filename: str) -> Path | None:

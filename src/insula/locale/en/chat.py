@@ -12,4 +12,5 @@ TEXTS = {
     "clipped": "max_tokens {asked} cut to {left}: the context holds {n_ctx} tokens",
     "tools_described": "the chat template has no format of tool calls that is known here: the tools were described in words, and calls are written between <tool_call> and </tool_call>",
     "unused": "the chat template does not use {what}: the model has not seen it",
+    "go_template": "the model's TEMPLATE is in Ollama's (Go) language and is not used ({reason}); the template in the model's own file is, if it has one",
 }

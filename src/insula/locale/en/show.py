@@ -31,4 +31,6 @@ TEXTS = {
     "own_template": "TEMPLATE",
     "messages": "MESSAGE",
     "layer": "with",
+    "parts": "parts",
+    "controls": "{count} control characters are left out; with --json they are all there",
 }

@@ -31,4 +31,6 @@ TEXTS = {
     "own_template": "TEMPLATE",
     "messages": "MESSAGE",
     "layer": "con",
+    "parts": "partes",
+    "controls": "se omiten {count} caracteres de control; con --json están todos",
 }

@@ -1,0 +1,56 @@
+"""Float weights as whole numbers: what the kernels multiply twice as fast as floats.
+
+In blocks of 64 along a row, int16 of at most 4095 with a float32 scale; inputs likewise, of at most
+8191, so that a block's sum is an exact int32 (native/kernels/layout.h). Values that are far smaller
+than their block's largest lose bits there, where a float16 keeps eleven: on all-MiniLM-L6-v2 a
+vector's cosine with the float32 one is off by about a millionth (docs/lab.md). Meant for encoders,
+which are limited by arithmetic; a decoder reads its weights at the same speed either way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from insula.formats.ggml_types import GGMLType
+from insula.formats.gguf import GGUFFile
+from insula.ops.graph import Graph, Linear
+
+#: The native side's number for such a matrix; no file has it.
+WHOLE_NUMBERS = 0x10000
+
+BLOCK, MOST = 64, 4095
+_FLOATS = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
+_KEPT = np.dtype([("q", "<i2", BLOCK), ("scale", "<f4")])
+
+
+def kept_as(graph: Graph, gguf: GGUFFile, names: list[str], *, whole: bool) -> dict[str, int]:
+    """The type in which each tensor of `names` is packed: the file's; or, if `whole`, whole numbers
+    for float matrices that only products read and whose rows are blocks of 64."""
+    types = {name: int(gguf.info(name).type) for name in names}
+    if whole:
+        linear = {op.weight for op in graph.ops if isinstance(op, Linear)}
+        others = {getattr(op, "weight", None) for op in graph.ops if not isinstance(op, Linear)}
+        for name in linear - others:
+            info = gguf.info(name)
+            if info.type in _FLOATS and info.matrix[1] % BLOCK == 0:
+                types[name] = WHOLE_NUMBERS
+    return types
+
+
+def matrix_bytes(gguf: GGUFFile, name: str, kind: int) -> NDArray[np.uint8]:
+    """A tensor's bytes in one of `kept_as`'s types: the file's own, or made of them."""
+    if kind != WHOLE_NUMBERS:
+        return gguf.data(name)
+    return whole_numbers(gguf.dequantize(name))
+
+
+def whole_numbers(matrix: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """float32 [rows, columns], columns a multiple of 64, as the bytes that `pack` takes."""
+    blocks = matrix.reshape(-1, BLOCK)
+    scale = np.abs(blocks).max(axis=1) / np.float32(MOST)
+    steps = np.where(scale > 0, scale, np.float32(1))
+    out = np.empty(len(blocks), dtype=_KEPT)
+    out["q"] = np.rint(blocks / steps[:, None]).clip(-MOST, MOST)
+    out["scale"] = scale
+    return out.view(np.uint8).reshape(-1)

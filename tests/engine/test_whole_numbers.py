@@ -1,0 +1,72 @@
+"""Float matrices as whole numbers: what they keep, where they are used, what products give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from insula import LLM, _native
+from insula.engine.runner import NativeRunner, matrices
+from insula.engine.whole_numbers import BLOCK, MOST, WHOLE_NUMBERS, kept_as, whole_numbers
+from insula.models.load import open_model
+from insula.ops.reference import forward
+from tiny_encoder import write_encoder
+
+
+def values(kept: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    blocks = kept.view([("q", "<i2", BLOCK), ("scale", "<f4")])
+    return (blocks["q"] * blocks["scale"][:, None]).reshape(rows, columns)
+
+
+def test_a_value_is_off_by_half_a_step_at_most() -> None:
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(19, 192)).astype(np.float32)
+    matrix[3, 64:128] = 0
+    matrix[5, 7] = -1000
+    matrix[6, :64] *= 1e-20
+    kept = whole_numbers(matrix)
+    assert kept.dtype == np.uint8
+    assert kept.nbytes == 19 * 3 * (2 * BLOCK + 4)
+    step = np.abs(matrix.reshape(-1, BLOCK)).max(axis=1).repeat(BLOCK).reshape(matrix.shape) / MOST
+    off = np.abs(values(kept, *matrix.shape) - matrix)
+    assert (off <= 0.501 * step).all()
+    assert (values(kept, *matrix.shape)[3, 64:128] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "m.gguf")
+
+
+def test_only_what_products_alone_read_is_kept_so(encoder) -> None:
+    with open_model(encoder) as model:
+        names = matrices(model.graph)
+        types = kept_as(model.graph, model.gguf, names, whole=True)
+        floats = kept_as(model.graph, model.gguf, names, whole=False)
+        assert WHOLE_NUMBERS not in floats.values()
+        whole = {name for name, kind in types.items() if kind == WHOLE_NUMBERS}
+        assert {name for name in names if name.startswith("blk.")} == whole
+        assert types["token_embd.weight"] == floats["token_embd.weight"]
+
+
+@pytest.mark.parametrize("isa", _native.isa_levels())
+def test_hidden_states_are_those_of_floats_to_a_thousandth(encoder, isa) -> None:
+    ids = [2, *range(5, 45), 3]
+    with open_model(encoder) as model:
+        runner = NativeRunner(
+            model.graph, model.gguf, n_pages=1, kv_type="f32", isa=isa, whole_numbers=True
+        )
+        found = runner.step(
+            ids, np.arange(len(ids)), [0] * len(ids), [np.zeros(1, np.int32)], np.arange(len(ids))
+        )
+        wanted = forward(model.graph, model.gguf, ids)
+        runner.close()
+    off = np.abs(found - wanted).max()
+    assert 0 < off < 1e-3 * np.abs(wanted).max()
+
+
+def test_mapped_weights_give_the_same_bits(encoder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("INSULA_HOME", str(tmp_path))
+    texts = ["the cat sat on a mat", "dogs"]
+    with LLM(encoder) as one, LLM(encoder, weights="mmap") as other:
+        np.testing.assert_array_equal(one.embed(texts).vectors, other.embed(texts).vectors)
