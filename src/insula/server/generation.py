@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from insula.server.models import DEFAULT, KeepAlive, Loaded
 from insula.server.relay import Relay
 from insula.server.routes import Family
 from insula.server.state import Server
+from insula.server.usage import Usage, usage
 from insula.server.wire import IDLE, Answering, Wire
 from insula.types import Chunk, Completion, ModelInfo, Report
 
@@ -45,8 +47,11 @@ def answering(
 class Generation:
     """An admitted request on a loaded model."""
 
-    def __init__(self, server: Server, loaded: Loaded, tenant: str, wire: Wire) -> None:
+    def __init__(
+        self, server: Server, loaded: Loaded, tenant: str, wire: Wire, used: Usage
+    ) -> None:
         self._server = server
+        self._used = used
         self._wire = wire
         self.loaded = loaded
         self.salt = tenant
@@ -76,13 +81,20 @@ class Generation:
         """Of several answers, as they come; None now and then while nothing does. The headers know
         the queue time when the first one comes."""
         most = self._server.limits.buffered
-        async with Relay(answers, most=most, at_once=self._at_once) as relay:
-            async for item in relay.chunks(idle=IDLE):
-                if item is not None:
-                    self._queued(item[1].queue_seconds)
-                    if item[1].completion is not None:
-                        self._answered(item[1].completion.report)
-                yield item
+        unfinished: Counter[int] = Counter()
+        try:
+            async with Relay(answers, most=most, at_once=self._at_once) as relay:
+                async for item in relay.chunks(idle=IDLE):
+                    if item is not None:
+                        index, chunk = item
+                        self._queued(chunk.queue_seconds)
+                        unfinished[index] += len(chunk.token_ids)
+                        if chunk.completion is not None:
+                            del unfinished[index]
+                            self._answered(chunk.completion.report)
+                    yield item
+        finally:  # who leaves early has had these
+            self._used.add(self.name, prompt_tokens=0, completion_tokens=sum(unfinished.values()))
 
     async def whole(self, answers: Sequence[AsyncGenerator[Chunk]]) -> list[Completion]:
         """All of them, complete. Nothing is written meanwhile, so nothing is buffered."""
@@ -100,6 +112,7 @@ class Generation:
     def read(self, tokens: int, seconds: float) -> None:
         """Texts were read for vectors or scores."""
         self._server.metrics.tokens.labels(self.name, "prompt").inc(tokens)
+        self._used.add(self.name, prompt_tokens=tokens)
         self._server.metrics.first.observe(seconds)
         self._queued(0.0)
 
@@ -111,6 +124,12 @@ class Generation:
     def _answered(self, report: Report) -> None:
         self._queued(report.queue_seconds)
         self._server.metrics.answered(self.name, report)
+        self._used.add(
+            self.name,
+            prompt_tokens=report.prompt_tokens,
+            completion_tokens=report.completion_tokens,
+            cached_tokens=report.cached_tokens,
+        )
 
 
 @asynccontextmanager
@@ -136,7 +155,7 @@ async def generation(
                 raise NotFoundError(f"model {model[:120]!r} not found")
             began = time.perf_counter()
             async with server.models.lease(served.name, keep_alive) as loaded:
-                found = Generation(server, loaded, who.tenant, wire)
+                found = Generation(server, loaded, who.tenant, wire, usage(request.scope))
                 found.load_seconds = time.perf_counter() - began
                 found.began = began
                 yield found

@@ -155,9 +155,7 @@ class Answering(Response):
             elif cut.done() and not gone.done():
                 end = "ended"
                 await _cancelled(work)
-                await wire.error(
-                    RefusalError(503, "the server is stopping", code="stopping", retry_after=5)
-                )
+                await wire.error(_stopping())
         except Stalled:
             end = "stalled"
             await _abort(scope)
@@ -167,11 +165,18 @@ class Answering(Response):
             self._seen(wire, end)
 
     async def _finish(self, wire: Wire, work: asyncio.Future[None]) -> None:
+        if work.cancelled():  # not by us: what it waited for is being closed
+            await wire.error(_stopping())
+            return
         error = work.exception()
         if isinstance(error, Stalled):
             raise error
         if error is not None:
             await wire.error(error)
+
+
+def _stopping() -> RefusalError:
+    return RefusalError(503, "the server is stopping", code="stopping", retry_after=5)
 
 
 async def _disconnected(receive: Receive) -> None:

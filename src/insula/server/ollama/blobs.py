@@ -43,7 +43,7 @@ async def has_blob(request: Request) -> Response:
 
 async def take_blob(request: Request) -> Response:
     """201 when all of it came and is what it was called."""
-    store = state.of(request).catalogue.store
+    store, limits = state.of(request).catalogue.store, state.of(request).limits
     sha256 = _sha256(request.path_params["digest"])
     check_framing(request)
     length = request.headers.get("content-length", "")
@@ -58,12 +58,17 @@ async def take_blob(request: Request) -> Response:
     try:
         with part.open("xb") as file:
             part.chmod(0o600)
-            async for piece in request.stream():
-                found.update(piece)
-                await asyncio.to_thread(file.write, piece)
+            loop = asyncio.get_running_loop()
+            async with asyncio.timeout(limits.body_time) as clock:
+                async for piece in request.stream():
+                    found.update(piece)
+                    await asyncio.to_thread(file.write, piece)
+                    clock.reschedule(loop.time() + limits.body_time)
         if found.hexdigest() != sha256:
             raise RefusalError(400, "digest: the bytes that came have another one")
         part.replace(_uploaded(store, sha256))
+    except TimeoutError:
+        raise RefusalError(408, f"nothing came for {limits.body_time:g} s") from None
     finally:
         part.unlink(missing_ok=True)
     return Response(status_code=201)
