@@ -26,7 +26,7 @@ LADDER = (
     ("engine",),
     ("chat", "hub", "store"),
     ("given",),
-    ("llm_embeddings",),
+    ("llm_embeddings", "llm_chat"),
     ("llm",),
     ("async_llm",),
     ("rag", "agents", "train", "evals", "lens", "guard"),

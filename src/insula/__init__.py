@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from insula.llm import LLM as LLM
     from insula.types import Chunk as Chunk
     from insula.types import Completion as Completion
+    from insula.types import Constraint as Constraint
     from insula.types import Embeddings as Embeddings
     from insula.types import SamplingParams as SamplingParams
+    from insula.types import ToolCall as ToolCall
 
 __version__ = "0.1.0"
 
@@ -26,6 +28,8 @@ _HOMES = {
     "InsulaError": "insula.errors",
     "SamplingParams": "insula.types",
     "Completion": "insula.types",
+    "Constraint": "insula.types",
+    "ToolCall": "insula.types",
     "Embeddings": "insula.types",
     "Chunk": "insula.types",
 }
@@ -36,9 +40,11 @@ __all__ = [
     "ChatSession",
     "Chunk",
     "Completion",
+    "Constraint",
     "Embeddings",
     "InsulaError",
     "SamplingParams",
+    "ToolCall",
 ]
 
 

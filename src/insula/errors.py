@@ -2,6 +2,7 @@
 
 InsulaError                    the root; `exit_code` is what the command line returns
 ├── ConfigError                an option, setting or argument that is not allowed (exit 2)
+│   └── ConstraintError        a schema or grammar that cannot be followed; carries `keyword`
 ├── NotFoundError              a model, file or name that is not there
 ├── FormatError                a file whose content is malformed; carries `offset`
 ├── UnsupportedError           well-formed, but this backend cannot do it; carries `backend`
@@ -32,6 +33,17 @@ class ConfigError(InsulaError, ValueError):
     """An option, setting or argument that is not allowed."""
 
     exit_code = 2
+
+
+class ConstraintError(ConfigError):
+    """A schema or grammar that is malformed, too large, or asks for what cannot be enforced.
+
+    `keyword`: the schema's keyword that is not supported, None where it is something else.
+    """
+
+    def __init__(self, message: str, *, keyword: str | None = None) -> None:
+        super().__init__(message)
+        self.keyword = keyword
 
 
 class NotFoundError(InsulaError, LookupError):

@@ -22,25 +22,36 @@ from insula.config import folder, parse_size, settings
 from insula.engine.backends import require
 from insula.engine.load import CACHE_DIR_BYTES, Loaded, Options, load
 from insula.engine.options import samples, sampling_params
-from insula.engine.request import Handle, Request, TextEngine, Tokenizer
+from insula.engine.request import Handle, Request, TextEngine
 from insula.engine.stream import Stream
-from insula.errors import ConfigError, UnsupportedError
+from insula.errors import ConfigError
 from insula.given import Adapters, Prompt, named_adapters, plain_ids, prompts
+from insula.llm_chat import ChatMethods
 from insula.llm_embeddings import EmbeddingMethods
-from insula.types import Completion, Message, ModelInfo, SamplingParams
+from insula.types import Completion, Constraint, ModelInfo, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from insula.chat.prompt import ChatFormat, Overflow
-    from insula.chat.session import ChatSession
-    from insula.chat.templates import ChatTemplate
     from insula.hub.defaults import ModelDefaults
     from insula.hub.transport import Progress
 
 
-class LLM(EmbeddingMethods):
+#: What `generate` and `stream` take beside the options of sampling.
+_NAMES = (
+    "n",
+    "overflow",
+    "use_cache",
+    "salt",
+    "adapter",
+    "constraint",
+    "response_format",
+    "grammar",
+)
+
+
+class LLM(ChatMethods, EmbeddingMethods):
     """A loaded model. Close it, or use it as a context manager.
 
     model_info says what was loaded, which engine runs it and why. tokenizer is the model's.
@@ -220,11 +231,6 @@ class LLM(EmbeddingMethods):
         self._close: Callable[[], None] = loaded.close
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
-        return self._engine.tokenizer
-
-    @property
     def defaults(self) -> ModelDefaults:
         """What the model brings of its own, as a Modelfile or a registry set it."""
         return self._defaults
@@ -233,11 +239,6 @@ class LLM(EmbeddingMethods):
     def default_params(self) -> SamplingParams:
         """What holds where no `params` are given; options by keyword go on top."""
         return self._defaults.meaning.sampling
-
-    @property
-    def n_ctx(self) -> int:
-        """Most tokens of prompt and completion together; 0 where a server does not say."""
-        return self._engine.n_ctx
 
     @overload
     def generate(
@@ -261,6 +262,9 @@ class LLM(EmbeddingMethods):
         use_cache: bool = True,
         salt: str = "",
         adapter: str | None = None,
+        constraint: Constraint | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        grammar: str | None = None,
         **options: Any,
     ) -> Completion | list[Completion]:
         """Go on from a prompt, or from each of a list of prompts (they run together).
@@ -275,18 +279,23 @@ class LLM(EmbeddingMethods):
             generate until it is full (finish_reason "length", and a note).
         use_cache, salt: see engine.request.Request.
         adapter: the name of one of the model's adapters to go through; None: its own, or none.
-        Raises ConfigError, ContextOverflowError, TokenizerError, EngineError.
+        constraint: what the completion must look like (types.Constraint). response_format: the
+            same as OpenAI writes it, {"type": "json_object"} or {"type": "json_schema",
+            "json_schema": {"name": ..., "schema": ...}}; grammar: as GBNF or Lark. One of the
+            three. A completion that ends with "stop" is whole; one cut off says "length".
+        Raises ConfigError (ConstraintError for a schema or grammar), ContextOverflowError,
+            TokenizerError, EngineError.
         """
         listed, one = prompts(prompt, self._encoded)
-        names = ("n", "overflow", "use_cache", "salt", "adapter")
-        sampling = sampling_params(self._base(params), options, others=names)
+        form = self._form(constraint, response_format, grammar)
+        sampling = sampling_params(self._base(params), options, others=_NAMES)
         many = samples(sampling, n)
         handles: list[Handle] = []
         try:
             for ids in listed:
                 for each in many:
                     request = self._request(
-                        ids, each, overflow, use_cache=use_cache, salt=salt, adapter=adapter
+                        ids, each, form, overflow, use_cache=use_cache, salt=salt, adapter=adapter
                     )
                     handles.append(self._engine.submit(request))
             completions = [handle.result() for handle in handles]
@@ -305,6 +314,9 @@ class LLM(EmbeddingMethods):
         use_cache: bool = True,
         salt: str = "",
         adapter: str | None = None,
+        constraint: Constraint | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        grammar: str | None = None,
         **options: Any,
     ) -> Stream:
         """As `generate` of one prompt, chunk by chunk. Closing or dropping the stream cancels.
@@ -314,154 +326,12 @@ class LLM(EmbeddingMethods):
         listed, one = prompts(prompt, self._encoded)
         if not one:
             raise ConfigError("stream takes one prompt; open a stream for each")
-        names = ("overflow", "use_cache", "salt", "adapter")
-        sampling = sampling_params(self._base(params), options, others=names)
+        form = self._form(constraint, response_format, grammar)
+        sampling = sampling_params(self._base(params), options, others=_NAMES)
         request = self._request(
-            listed[0], sampling, overflow, use_cache=use_cache, salt=salt, adapter=adapter
+            listed[0], sampling, form, overflow, use_cache=use_cache, salt=salt, adapter=adapter
         )
         return Stream(self._engine.submit(request))
-
-    def chat(
-        self,
-        messages: Sequence[Message],
-        params: SamplingParams | None = None,
-        *,
-        template: ChatTemplate | str | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_arguments: Mapping[str, Any] | None = None,
-        overflow: Overflow = "error",
-        salt: str = "",
-        adapter: str | None = None,
-        **options: Any,
-    ) -> Completion:
-        """The assistant's answer to a conversation.
-
-        messages: each with role and content, a text or a list of text parts. template: a
-            format's name, Jinja, or None for the model's own; tools and template_arguments (such
-            as enable_thinking) are given to it, and the report says which it never looks at.
-        overflow: "error", "stop" or "drop_oldest" (whole turns, never the system's message;
-            the report says how many).
-        What the model marks as reasoning is in the completion's `reasoning`, not in its text.
-        Raises what `generate` raises, and TemplateError.
-        """
-        stream = self.chat_stream(
-            messages,
-            params,
-            template=template,
-            tools=tools,
-            template_arguments=template_arguments,
-            overflow=overflow,
-            salt=salt,
-            adapter=adapter,
-            **options,
-        )
-        for _ in stream:
-            pass
-        assert stream.completion is not None
-        return stream.completion
-
-    def chat_stream(
-        self,
-        messages: Sequence[Message],
-        params: SamplingParams | None = None,
-        *,
-        template: ChatTemplate | str | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_arguments: Mapping[str, Any] | None = None,
-        overflow: Overflow = "error",
-        salt: str = "",
-        adapter: str | None = None,
-        **options: Any,
-    ) -> Stream:
-        """As `chat`, chunk by chunk; reasoning comes in the chunks' `reasoning`, not in text."""
-        from insula.chat import prompt as chat_prompt
-        from insula.chat import whole
-        from insula.chat.reply import Reply
-
-        self._check_adapter(adapter)
-        names = ("template", "tools", "template_arguments", "overflow", "salt", "adapter")
-        if whole.wanted(self._engine, messages):
-            handle = whole.submit(
-                self._engine,
-                messages,
-                sampling_params(self._base(params), options, others=names),
-                template=template,
-                tools=tools,
-                arguments=template_arguments,
-                overflow=overflow,
-                salt=salt,
-                notes=self.model_info.notes,
-            )
-            return Stream(handle)
-        messages = self._with_defaults(chat_prompt.plain_messages(messages))
-        chat_prompt.check_overflow(overflow)
-        sampling = sampling_params(self._base(params), options, others=names)
-        chat_format = self._chat_format(template, tools, template_arguments)
-        prompt, sampling, notes = chat_prompt.fitted(
-            messages,
-            chat_format.prompt,
-            sampling,
-            count=chat_format.count,
-            n_ctx=self.n_ctx,
-            overflow=overflow,
-        )
-        reply = Reply(chat_format.template.source, prompt.text)
-        request = Request(
-            ids=prompt.ids,
-            params=sampling,
-            salt=salt,
-            adapter=adapter,
-            continues=False,
-            skip_special=not reply.shows_special,
-            notes=(*self.model_info.notes, *chat_format.notes, *notes),
-            dropped_turns=prompt.dropped_turns,
-            dropped_tokens=prompt.dropped_tokens,
-        )
-        return Stream(self._engine.submit(request), on_chunk=reply.chunk, on_end=reply.whole)
-
-    def chat_session(
-        self,
-        *,
-        system: str | None = None,
-        template: ChatTemplate | str | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_arguments: Mapping[str, Any] | None = None,
-        overflow: Overflow = "error",
-        params: SamplingParams | None = None,
-        salt: str = "",
-        adapter: str | None = None,
-        **options: Any,
-    ) -> ChatSession:
-        """A conversation whose history stays in the KV cache; see `chat.session.ChatSession`.
-
-        params, options: the defaults of its turns. The rest is as in `chat`.
-        """
-        from insula.chat.session import ChatSession
-
-        names = ("system", "template", "tools", "template_arguments", "overflow", "salt", "adapter")
-        self._check_adapter(adapter)
-        chat_format = None
-        if "conversation" not in self._engine.takes:
-            chat_format = self._chat_format(template, tools, template_arguments)
-            chat_format.template.prepare()
-        elif template is not None or tools or template_arguments or overflow != "error":
-            raise UnsupportedError(
-                f"the {self._engine.name} backend's sessions cannot take template, tools, "
-                "template_arguments or an overflow: the template is the server's",
-                backend=self._engine.name,
-            )
-        return ChatSession(
-            self._engine,
-            chat_format,
-            system=self._defaults.system if system is None else system,
-            opening=self._defaults.messages,
-            params=sampling_params(self._base(params), options, others=names),
-            overflow=overflow,
-            salt=salt,
-            adapter=adapter,
-            notes=self.model_info.notes,
-            model=self.model_info.name,
-        )
 
     def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
@@ -526,23 +396,6 @@ class LLM(EmbeddingMethods):
         info = self.model_info
         return f"LLM({info.name!r}, engine={info.engine!r}, n_ctx={info.n_ctx})"
 
-    def _check_adapter(self, adapter: str | None) -> None:
-        if adapter is not None:
-            require(self._engine.name, "adapters")
-
-    def _base(self, params: SamplingParams | None) -> SamplingParams:
-        return self.default_params if params is None else params
-
-    def _with_defaults(self, messages: Sequence[Message]) -> list[Message]:
-        """The conversation after what the model's own SYSTEM and MESSAGEs say."""
-        given = list(messages)
-        head: list[Message] = []
-        if given[0]["role"] in ("system", "developer"):
-            head = [given.pop(0)]
-        elif self._defaults.system is not None:
-            head = [{"role": "system", "content": self._defaults.system}]
-        return [*head, *self._defaults.messages, *given]
-
     def _encoded(self, text: str) -> tuple[int, ...] | str:
         if text and "text" in self._engine.takes:
             return text
@@ -558,6 +411,7 @@ class LLM(EmbeddingMethods):
         self,
         prompt: tuple[int, ...] | str,
         params: SamplingParams,
+        form: Constraint | None,
         overflow: str,
         *,
         use_cache: bool,
@@ -577,25 +431,9 @@ class LLM(EmbeddingMethods):
             ids=() if isinstance(prompt, str) else prompt,
             text=prompt if isinstance(prompt, str) else None,
             params=params,
+            constraint=form,
             salt=salt,
             adapter=adapter,
             use_cache=use_cache,
             notes=(*self.model_info.notes, *notes),
-        )
-
-    def _chat_format(
-        self,
-        template: ChatTemplate | str | None,
-        tools: Sequence[Mapping[str, Any]] | None,
-        arguments: Mapping[str, Any] | None,
-    ) -> ChatFormat:
-        from insula.chat.prompt import ChatFormat, chat_template
-
-        return ChatFormat(
-            tokenizer=self.tokenizer,
-            template=chat_template(
-                self.tokenizer, self._defaults.template if template is None else template
-            ),
-            tools=tools,
-            arguments={} if arguments is None else arguments,
         )

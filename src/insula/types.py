@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "tool_calls"]
+
+#: How a constraint is written; see `Constraint`.
+ConstraintKind = Literal["json_schema", "json_object", "regex", "lark", "gbnf", "llguidance"]
 
 #: The order in which samplers act unless a request sets its own (llama.cpp's default order).
 DEFAULT_SAMPLERS: tuple[str, ...] = (
@@ -72,6 +75,28 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Constraint:
+    """What an answer must look like, whatever the model would rather say.
+
+    json_schema: text is a JSON schema. json_object: any JSON object; no text. regex: the whole
+    answer matches. lark: a grammar in llguidance's Lark, whose start is `start`. gbnf: a grammar in
+    llama.cpp's notation, whose start is `root`. llguidance: several grammars in its JSON form.
+    """
+
+    kind: ConstraintKind
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolCall:
+    """A call of a tool that the model asks for. arguments: JSON, an object as its schema has it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenLogprob:
     """One generated token: natural-log probability from the raw (unmodified) distribution.
 
@@ -117,7 +142,8 @@ class Completion:
 
     token_ids: every token generated but the one that ended it; with a stop string, text ends
     before it and token_ids after. reasoning: what a chat model thought before its answer, None
-    where it marked none; it is not part of text.
+    where it marked none; it is not part of text. tool_calls: what the model asks to be called,
+    which is not part of text either; with finish_reason "tool_calls" it waits for their results.
     """
 
     text: str
@@ -126,13 +152,15 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None
     report: Report
     reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
     """One piece of a stream. The last one carries finish_reason and the whole Completion.
 
-    reasoning: what a chat model thinks before its answer; it is not part of text.
+    reasoning: what a chat model thinks before its answer; it is not part of text. tool_calls: those
+    that this piece completed.
     """
 
     text: str
@@ -141,6 +169,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     completion: Completion | None = None
     reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from insula.chat.calling import Calling
 from insula.chat.formats import FORMATS
 from insula.chat.go_template import is_go
 from insula.chat.plain import Rendered, marked, unmarked
@@ -48,12 +49,16 @@ class ChatPrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatFormat:
-    """How one model is spoken to: its tokenizer, a template and what the template is given."""
+    """How one model is spoken to: its tokenizer, a template and what the template is given.
+
+    calling: what becomes of tools and calls on the way; None: messages go as they are.
+    """
 
     tokenizer: Tokenizer
     template: ChatTemplate
     tools: Sequence[Mapping[str, Any]] | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    calling: Calling | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError for tools or arguments that a template cannot be given."""
@@ -66,11 +71,12 @@ class ChatFormat:
         given = [("tools", "tools")] if self.tools else []
         given += [(name, f"template_arguments: {name}") for name in self.arguments]
         source = self.template.source
-        return tuple(
+        unused = tuple(
             text("chat.unused", what=what)
             for name, what in given
             if not re.search(rf"\b{re.escape(name)}\b", source)
         )
+        return unused if self.calling is None else (*self.calling.notes, *unused)
 
     def count(self, messages: Sequence[Message], enough: int) -> int:
         """Tokens that the messages have at least: of what people and tools say. Templates may
@@ -101,6 +107,18 @@ class ChatFormat:
         return ChatPrompt(text=rendered.text, ids=ids, messages=tuple(messages))
 
     def render(self, messages: Sequence[Message]) -> Rendered:
+        calling = self.calling
+        if calling is None:
+            return self._rendered(messages)
+        try:
+            return self._rendered(calling.messages(messages))
+        except TemplateError:
+            if not calling.notes:
+                raise
+        # Described tools need a place: not each template has one for a system.
+        return self._rendered(calling.messages(messages, in_system=False))
+
+    def _rendered(self, messages: Sequence[Message]) -> Rendered:
         mark, given = "", list(messages)
         control_texts = getattr(self.tokenizer, "control_texts", None)
         if control_texts is not None:  # llama.cpp's own tokenizer cannot leave text alone

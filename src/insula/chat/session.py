@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
-from insula.chat import whole
+from insula.chat import calling, whole
 from insula.chat.prompt import (
     ChatFormat,
     ChatPrompt,
@@ -31,13 +31,14 @@ from insula.chat.prompt import (
     turns,
 )
 from insula.chat.reply import Reply
+from insula.chat.tool_calls import as_message
 from insula.engine.options import sampling_params
 from insula.engine.request import Handle, Request, TextEngine
 from insula.engine.stream import Stream
 from insula.errors import ConfigError, FormatError, InsulaError, NotFoundError
 from insula.locale import text
 from insula.security.small_file import NotRegularError, TooLongError, read_small
-from insula.types import Completion, Message, SamplingParams
+from insula.types import Completion, Constraint, Message, SamplingParams
 
 FILE_FORMAT, FILE_VERSION = "insula-chat", 1
 #: Bytes of a saved chat, at most: more text than any context holds.
@@ -70,6 +71,7 @@ class ChatSession:
         system: str | None = None,
         opening: Sequence[Message] = (),
         params: SamplingParams | None = None,
+        constraint: Constraint | None = None,
         overflow: Overflow = "error",
         salt: str = "",
         adapter: str | None = None,
@@ -77,8 +79,8 @@ class ChatSession:
         model: str = "",
     ) -> None:
         """chat_format: None for an engine that has the template itself. opening: messages that
-        every conversation begins with. params: the defaults of every turn. model: a name for the
-        file that `save` writes."""
+        every conversation begins with. params: the defaults of every turn. constraint: the form of
+        every answer. model: a name for the file that `save` writes."""
         check_overflow(overflow)
         self._opening = [dict(message) for message in opening]
         self.messages: list[dict[str, Any]] = [dict(message) for message in opening]
@@ -86,6 +88,7 @@ class ChatSession:
         self.params = SamplingParams() if params is None else params
         self._engine = engine
         self._format = chat_format
+        self._constraint = constraint
         self._salt = salt
         self._adapter = adapter
         self._notes = notes
@@ -225,11 +228,23 @@ class ChatSession:
             overflow=self.overflow,
             dropped=n,
         )
-        reply = Reply(self._format.template.source, prompt.text)
+        called = self._format.calling
+        calls = None if called is None or called.choice is None else called.form
+        reply = Reply(self._format.template.source, prompt.text, calls=calls)
+        held_to = self._constraint
+        if called is not None:
+            held_to = calling.held_to(
+                held_to,
+                called,
+                thinking=reply.thinking,
+                prompt=prompt.text,
+                tokenizer=self._format.tokenizer,
+            )
         handle = self._engine.submit(
             Request(
                 ids=prompt.ids,
                 params=params,
+                constraint=held_to,
                 salt=self._salt,
                 adapter=self._adapter,
                 continues=False,
@@ -285,6 +300,8 @@ class ChatSession:
         answer: dict[str, Any] = {"role": "assistant", "content": completion.text}
         if completion.reasoning:
             answer["reasoning_content"] = completion.reasoning
+        if completion.tool_calls:
+            answer["tool_calls"] = [as_message(call) for call in completion.tool_calls]
         self.messages.append(answer)
         if prompt is None or self._format is None:
             return completion

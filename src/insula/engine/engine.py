@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insula.engine.breakers import BreakerTable
+from insula.engine.constraint import Constraints
 from insula.engine.disk_cache import DiskCache
 from insula.engine.interrupts import HeldInterrupts
 from insula.engine.payoff import Payoff
@@ -81,6 +82,7 @@ class Engine:
         self.runner = runner
         self.tokenizer = tokenizer
         self._breakers = BreakerTable(tokenizer)
+        self._constraints = Constraints(tokenizer, n_vocab=runner.n_vocab)
         self.n_ctx = n_ctx
         self.n_vocab = runner.n_vocab
         self.name, self.reason = runner.engine, reason
@@ -104,8 +106,8 @@ class Engine:
     def submit(self, request: Request) -> RequestHandle:
         """Check and queue a request.
 
-        Raises ConfigError (options, ids), ContextOverflowError (prompt and max_tokens together
-        exceed the context), EngineError (closed).
+        Raises ConfigError (options, ids; ConstraintError for a constraint), ContextOverflowError
+        (prompt and max_tokens together exceed the context), EngineError (closed).
         """
         seq = self._sequence(request)
         handle = RequestHandle(self, seq)
@@ -202,6 +204,8 @@ class Engine:
             raise ContextOverflowError(
                 needed, limit, "shorten the prompt, lower max_tokens or raise n_ctx"
             )
+        constraint = request.constraint
+        matcher = None if constraint is None else self._constraints.matcher(constraint)
         return Sequence(
             request,
             params=params,
@@ -209,9 +213,12 @@ class Engine:
             seed=draw_seed() if params.seed is None else int(params.seed),
             limit=limit,
             adapter=adapter,
+            matcher=matcher,
             output=Output(
                 detokenizer=self.tokenizer.detokenizer(
-                    skip_special=request.skip_special, continues=request.continues
+                    skip_special=request.skip_special,
+                    # The text is what the constraint describes, its first space included.
+                    continues=request.continues or matcher is not None,
                 ),
                 stops=params.stop,
                 facts=self._facts,
@@ -398,11 +405,17 @@ class Engine:
             self.scheduler.finish(seq)
             output.finish(seq, "length", now)
             return False
+        matcher = seq.matcher
+        if matcher is not None and matcher.ended:
+            self.scheduler.finish(seq)
+            output.finish(seq, "stop", now)
+            return False
         chosen = seq.sampler(
             logits_RV[row],
             seq.history,
             len(seq.ids),
             seq.seed,
+            None if matcher is None else matcher.allowed(),
             mirostat_mu=seq.mirostat_mu,
         )
         seq.mirostat_mu = chosen.mirostat_mu
@@ -423,7 +436,10 @@ class Engine:
                 top=tuple((i, bytes_of(i), p) for i, p in chosen.top),
             )
         seq.append(token_id)
+        if matcher is not None:
+            matcher.accept(token_id)
         stopped = output.push(token_id, logprob, now)
+        stopped = stopped or (matcher is not None and matcher.ended)
         if stopped or seq.n_generated == params.max_tokens or len(seq.ids) == seq.limit:
             self.scheduler.finish(seq)
             output.finish(seq, "stop" if stopped else "length", now)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insula.errors import ConfigError
-from insula.types import Chunk, Completion, Message, SamplingParams
+from insula.types import Chunk, Completion, Constraint, Message, SamplingParams
 
 #: Called as (start, logits_TV), float32 [T, n_vocab].
 LogitsCallback = Callable[[int, NDArray[np.float32]], None]
@@ -47,6 +47,7 @@ class Request:
         with max_tokens 0 the prompt is evaluated and nothing is generated.
     n_ctx: a limit below the engine's own, in tokens of prompt and completion together.
     salt: requests share cached prefixes only with requests of the same salt.
+    constraint: what the answer must look like; None: whatever the model says.
     adapter: the name of a loaded low-rank adapter to go through; None: the model's own if it has
         one, else none.
     use_cache: False neither reads the prefix cache nor leaves anything in it.
@@ -65,6 +66,7 @@ class Request:
     text: str | None = None
     conversation: Conversation | None = None
     params: SamplingParams = field(default_factory=SamplingParams)
+    constraint: Constraint | None = None
     n_ctx: int | None = None
     salt: str = ""
     adapter: str | None = None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from insula.engine.constraint import Matcher
 from insula.engine.kvcache import Node
 from insula.engine.request import Detokenizer, Request
 from insula.engine.sampling import Sampler
@@ -36,6 +37,7 @@ class Sequence:
         limit: int,
         output: Output,
         adapter: int = -1,
+        matcher: Matcher | None = None,
     ) -> None:
         self.request = request
         self.params = params
@@ -44,6 +46,7 @@ class Sequence:
         self.mirostat_mu: float | None = None  # goes on from token to token, as ids do
         self.limit = limit
         self.adapter = adapter  # its place among the runner's, -1: none
+        self.matcher = matcher  # of the constraint; what was accepted stays so when pages go
         self.output = output
         self.ids = list(request.ids)
         self.n_prompt = len(self.ids)

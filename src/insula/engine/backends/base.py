@@ -28,6 +28,7 @@ CAPABILITIES: Mapping[str, str] = MappingProxyType(
         "speculation": "guessed tokens confirmed several at a time",
         "embeddings": "vectors for texts",
         "adapters": "low-rank adapters, chosen per request",
+        "constraints": "answers held to a JSON schema or a grammar, and calls of tools",
         "gpu": "runs on a GPU where the installed build has one",
         "tokenizer": "texts to token ids and back",
         "vision": "images in a conversation",
@@ -67,7 +68,7 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
         "insula._native",
         _COMMON
         | {"sampling", "logits", "perplexity", "reproducible", "concurrent", "speculation"}
-        | {"adapters", "embeddings"},
+        | {"adapters", "constraints", "embeddings"},
         {
             "gpu": "CPU only",
             **_TEXT_ALONE,
@@ -88,6 +89,7 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
             "concurrent": "requests wait for each other",
             "speculation": "not connected",
             "adapters": "not connected",
+            "constraints": "not connected",
             "embeddings": "not connected",
             "vision": "with the model's projector (mmproj)",
             "audio": "with the model's projector (mmproj)",
@@ -101,6 +103,7 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
         {
             "reproducible": "PyTorch's sums depend on threads, device and slicing",
             "adapters": "not connected",
+            "constraints": "not connected",
             "concurrent": "requests wait for each other",
             "speculation": "not connected",
             "embeddings": "not connected",
@@ -123,6 +126,7 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
             "embeddings": "not connected",
             "gpu": "the server's own affair",
             "adapters": "the server's own affair",
+            "constraints": "not connected",
             "tokenizer": "the vocabulary is the server's, and token ids are not known here",
             "vision": "if the server's model takes them",
             "audio": "if the server's model takes it",
@@ -134,7 +138,7 @@ _ROWS: tuple[tuple[str, str, str | None, frozenset[str], dict[str, str]], ...] =
         None,
         _COMMON
         | {"sampling", "logits", "perplexity", "reproducible", "concurrent", "speculation"}
-        | {"embeddings"},
+        | {"constraints", "embeddings"},
         {
             "gpu": "CPU only",
             "adapters": "merge them into the weights: insula merge",
