@@ -157,6 +157,7 @@ def test_only_one_form(llm: LLM) -> None:
         ({"if": {}, "then": {}}, "if"),
         ({"x-guidance": {"lenient": True}, "not": {}}, "x-guidance"),
         ({"type": "array", "items": [{}], "additionalItems": False}, "additionalItems"),
+        ({"type": "object", "minProperties": 2}, "minProperties"),
     ],
 )
 def test_what_cannot_be_held_is_named(llm: LLM, schema: object, keyword: str) -> None:

@@ -51,6 +51,7 @@ _PLAIN = frozenset(
 _PLAIN_CHARACTERS = 64 << 10
 #: Regular expressions of our own making, which cost nothing.
 _PLAIN_REGEX = r"/(.|\n)*/"
+_DATA = ("enum", "const", "default", "examples", "required", "x-guidance")
 _MAPS_OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
 Grammar = dict[str, Any]
@@ -113,8 +114,7 @@ def schema_grammar(schema: Any) -> Grammar:
             "the JSON schema sets x-guidance, which is set here; leave it out", keyword="x-guidance"
         )
     _check_depth(schema)
-    if "additionalItems" in _keywords(schema):  # llguidance knows it no more, and says nothing
-        raise refused('Unimplemented keys: ["additionalItems"]')
+    _check_enforced(schema)
     return {"json_schema": {**schema, "x-guidance": dict(JSON_OPTIONS)}}
 
 
@@ -212,7 +212,7 @@ def _is_plain(part: Grammar) -> bool:
     schema, lark = part.get("json_schema"), part.get("lark_grammar")
     if schema is not None:
         short = len(json.dumps(schema)) <= _PLAIN_CHARACTERS
-        return short and all(keyword in _PLAIN for keyword in _keywords(schema))
+        return short and all(_PLAIN.issuperset(each) for each in _schemas(schema))
     if not isinstance(lark, str) or len(lark) > _PLAIN_CHARACTERS:
         return False
     # Strings first: what stands in them is no operator.
@@ -220,20 +220,36 @@ def _is_plain(part: Grammar) -> bool:
     return not any(sign in rest for sign in "/&~%{")
 
 
-def _keywords(schema: object) -> Iterator[str]:
-    """The keywords of a schema and of those within it, but not what enum and the like hold."""
+def _schemas(schema: object) -> Iterator[Mapping[str, Any]]:
+    """A schema and those within it; what enum and the like hold is data."""
     if isinstance(schema, list | tuple):
         for item in schema:
-            yield from _keywords(item)
+            yield from _schemas(item)
     if not isinstance(schema, Mapping):
         return
+    yield schema
     for keyword, value in schema.items():
-        yield keyword
-        if keyword in ("enum", "const", "default", "examples", "required", "x-guidance"):
+        if keyword in _DATA:
             continue
         if keyword in _MAPS_OF_SCHEMAS and isinstance(value, Mapping):
             value = list(value.values())
-        yield from _keywords(value)
+        yield from _schemas(value)
+
+
+def _check_enforced(schema: Mapping[str, Any]) -> None:
+    """Raises ConstraintError for what llguidance takes and does not hold to."""
+    for each in _schemas(schema):
+        if "additionalItems" in each:
+            raise refused('Unimplemented keys: ["additionalItems"]')
+        fewest, required = each.get("minProperties"), each.get("required")
+        named = len(required) if isinstance(required, list | tuple) else 0
+        # Names that `properties` does not list may come twice, and count once.
+        if isinstance(fewest, int) and fewest > max(1, named):
+            raise ConstraintError(
+                f"the JSON schema's 'minProperties' of {fewest} cannot be enforced where not as "
+                "many are required by name; leave it out and check it afterwards",
+                keyword="minProperties",
+            )
 
 
 _child: BoundedChild | None = None
