@@ -108,7 +108,7 @@ def serve(
             say(text("serve.no_models"))
             return
         say(text("serve.models", names=", ".join(names)))
-        body = f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "…"}}]}}'
+        body = f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
         say(text("serve.try_it"))
         say(f"  curl {where}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
         say(text("serve.stop_it"))

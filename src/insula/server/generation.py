@@ -56,6 +56,7 @@ class Generation:
         self.loaded = loaded
         self.salt = tenant
         self.began = time.perf_counter()
+        self._opened: list[AsyncGenerator[tuple[int, Chunk] | None]] = []
         self._at_once = server.options.max_running
         #: What loading took of this request's time, in seconds.
         self.load_seconds = 0.0
@@ -75,11 +76,23 @@ class Generation:
     def name(self) -> str:
         return self.loaded.name
 
-    async def chunks(
+    def chunks(
         self, answers: Sequence[AsyncGenerator[Chunk]]
     ) -> AsyncIterator[tuple[int, Chunk] | None]:
         """Of several answers, as they come; None now and then while nothing does. The headers know
-        the queue time when the first one comes."""
+        the queue time when the first one comes. Whatever is not read to its end ends with us."""
+        opened = self._chunks(answers)
+        self._opened.append(opened)
+        return opened
+
+    async def close(self) -> None:
+        """Let go of what still runs: not when somebody collects garbage, but now."""
+        for opened in self._opened:
+            await opened.aclose()
+
+    async def _chunks(
+        self, answers: Sequence[AsyncGenerator[Chunk]]
+    ) -> AsyncGenerator[tuple[int, Chunk] | None]:
         most = self._server.limits.buffered
         unfinished: Counter[int] = Counter()
         try:
@@ -158,7 +171,10 @@ async def generation(
                 found = Generation(server, loaded, who.tenant, wire, usage(request.scope))
                 found.load_seconds = time.perf_counter() - began
                 found.began = began
-                yield found
+                try:
+                    yield found
+                finally:
+                    await found.close()
     except RefusalError as error:
         if error.status in (429, 503):
             server.metrics.refused.labels(error.code or "busy").inc()
