@@ -28,7 +28,7 @@ from insula.errors import ConfigError
 from insula.given import Adapters, Prompt, named_adapters, plain_ids, prompts
 from insula.llm_chat import ChatMethods
 from insula.llm_embeddings import EmbeddingMethods
-from insula.types import Completion, Constraint, ModelInfo, SamplingParams
+from insula.types import Activity, Completion, Constraint, ModelInfo, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -240,6 +240,11 @@ class LLM(ChatMethods, EmbeddingMethods):
         """What holds where no `params` are given; options by keyword go on top."""
         return self._defaults.meaning.sampling
 
+    @property
+    def activity(self) -> Activity | None:
+        """What runs and waits at this moment; None where the backend does not say."""
+        return getattr(self._engine, "activity", None)
+
     @overload
     def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
@@ -317,21 +322,27 @@ class LLM(ChatMethods, EmbeddingMethods):
         constraint: Constraint | None = None,
         response_format: Mapping[str, Any] | None = None,
         grammar: str | None = None,
+        prompt_logprobs: int | None = None,
         **options: Any,
     ) -> Stream:
         """As `generate` of one prompt, chunk by chunk. Closing or dropping the stream cancels.
 
+        prompt_logprobs: also score the prompt's own tokens, each with so many alternatives; they
+            are the completion's `prompt_logprobs`. Nothing then comes from the prefix cache.
         Errors of the request are raised here, before the first chunk is asked for.
         """
         listed, one = prompts(prompt, self._encoded)
         if not one:
             raise ConfigError("stream takes one prompt; open a stream for each")
         form = self._form(constraint, response_format, grammar)
-        sampling = sampling_params(self._base(params), options, others=_NAMES)
+        names = (*_NAMES, "prompt_logprobs")
+        sampling = sampling_params(self._base(params), options, others=names)
         request = self._request(
             listed[0], sampling, form, overflow, use_cache=use_cache, salt=salt, adapter=adapter
         )
-        return Stream(self._engine.submit(request))
+        if prompt_logprobs is None:
+            return Stream(self._engine.submit(request))
+        return self._scored(request, prompt_logprobs)
 
     def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
@@ -436,4 +447,22 @@ class LLM(ChatMethods, EmbeddingMethods):
             adapter=adapter,
             use_cache=use_cache,
             notes=(*self.model_info.notes, *notes),
+        )
+
+    def _scored(self, request: Request, top: Any) -> Stream:
+        """The request, and what the model makes of its prompt."""
+        from insula.engine.scoring import PromptLogprobs
+
+        require(self._engine.name, "logits")
+        if (
+            isinstance(top, bool)
+            or not isinstance(top, int)
+            or not 0 <= top <= self._engine.n_vocab
+        ):
+            allowed = f"None, or 0 to {self._engine.n_vocab}"
+            raise ConfigError(f"prompt_logprobs: found {top!r}; allowed: {allowed}")
+        prompt = PromptLogprobs(self.tokenizer, request.ids, top=top)
+        return Stream(
+            self._engine.submit(dataclasses.replace(request, on_prompt_logits=prompt.take)),
+            on_end=lambda whole: dataclasses.replace(whole, prompt_logprobs=prompt.found),
         )

@@ -53,6 +53,14 @@ class ChatMethods:
         """Most tokens of prompt and completion together; 0 where a server does not say."""
         return self._engine.n_ctx
 
+    @property
+    def template_source(self) -> str | None:
+        """The chat template that holds where none is given; None where there is none, or the
+        backend has it to itself."""
+        if "conversation" in self._engine.takes:
+            return None
+        return self._defaults.template or self.tokenizer.chat_template
+
     def chat(
         self,
         messages: Sequence[Message],
@@ -184,6 +192,23 @@ class ChatMethods:
             dropped_tokens=prompt.dropped_tokens,
         )
         return Stream(self._engine.submit(request), on_chunk=reply.chunk, on_end=reply.whole)
+
+    def count_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Tokens that a conversation is as `chat` would ask it. Raises ConfigError, TemplateError,
+        UnsupportedError (the backend has the template to itself)."""
+        from insula.chat import prompt as chat_prompt
+
+        if "conversation" in self._engine.takes:
+            require(self._engine.name, "tokenizer")
+        given = self._with_defaults(chat_prompt.plain_messages(messages))
+        chat_format = self._chat_format(None, tools, template_arguments, choice=None, parallel=None)
+        return len(chat_format.prompt(given).ids)
 
     def chat_session(
         self,

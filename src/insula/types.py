@@ -114,6 +114,8 @@ class Report:
     """What happened to one request. Nothing is silent.
 
     cached_from_disk: how many of the cached tokens were read from disk for this request.
+    queue_seconds: from submission to the first step that ran a token of it; 0 where a backend with
+    a scheduler of its own does not say. It is part of time_to_first_token.
     draft_proposed, draft_accepted: tokens that speculation guessed, and those that held.
     """
 
@@ -133,6 +135,7 @@ class Report:
     cached_from_disk: int = 0
     draft_proposed: int = 0
     draft_accepted: int = 0
+    queue_seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
 
@@ -144,6 +147,8 @@ class Completion:
     before it and token_ids after. reasoning: what a chat model thought before its answer, None
     where it marked none; it is not part of text. tool_calls: what the model asks to be called,
     which is not part of text either; with finish_reason "tool_calls" it waits for their results.
+    prompt_logprobs: of the prompt's tokens where they were asked for, None for the first, which
+    follows nothing.
     """
 
     text: str
@@ -153,14 +158,15 @@ class Completion:
     report: Report
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
     """One piece of a stream. The last one carries finish_reason and the whole Completion.
 
-    reasoning: what a chat model thinks before its answer; it is not part of text. tool_calls: those
-    that this piece completed.
+    reasoning: what a chat model thinks before its answer; it is not part of text.
+    queue_seconds: on the chunk of the first token, how long the request had waited for its turn.
     """
 
     text: str
@@ -170,6 +176,21 @@ class Chunk:
     completion: Completion | None = None
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    queue_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activity:
+    """What an engine is doing at this moment: requests, and pages of KV cache.
+
+    pages_cached: held by nobody, kept for their prefixes; they are free for whoever needs them.
+    """
+
+    running: int
+    waiting: int
+    pages: int
+    pages_in_use: int
+    pages_cached: int
 
 
 @dataclass(frozen=True, kw_only=True)

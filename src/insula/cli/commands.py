@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("run", "run", "help.run"),
     "pull": ("pull", "pull", "help.pull"),
     "list": ("list_models", "list_models", "help.list"),
+    "serve": ("serve", "serve", "help.serve"),
     "search": ("search", "search", "help.search"),
     "recommend": ("recommend", "recommend", "help.recommend"),
     "show": ("show", "show", "help.show"),

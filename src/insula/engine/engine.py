@@ -39,7 +39,7 @@ from insula.engine.sampling import Sampler, draw_seed, validate, wants_breakers
 from insula.engine.scheduler import Batch, Scheduler, Slice
 from insula.engine.sequence import EngineFacts, Output, Sequence
 from insula.errors import ConfigError, ContextOverflowError, EngineError, InsulaError
-from insula.types import Chunk, Completion, TokenLogprob
+from insula.types import Activity, Chunk, Completion, TokenLogprob
 
 #: A step aims at this many seconds, so that cancelling and joining are quick.
 SLICE_SECONDS = 0.25
@@ -135,6 +135,20 @@ class Engine:
     def busy(self) -> bool:
         """A request is queued or running."""
         return bool(self._submitted or self.scheduler.waiting or self.scheduler.running)
+
+    @property
+    def activity(self) -> Activity:
+        """What runs and waits. Read without waiting for a step: a moment's numbers, for a gauge."""
+        scheduler = self.scheduler
+        pool = scheduler.pool
+        free, evictable = pool.n_free, pool.n_evictable
+        return Activity(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting) + len(self._submitted),
+            pages=pool.n_pages,
+            pages_in_use=max(0, pool.n_pages - free - evictable),
+            pages_cached=evictable,
+        )
 
     def cancel(self, handle: RequestHandle) -> None:
         """End a request with finish_reason "cancelled", within the running step if there is one."""

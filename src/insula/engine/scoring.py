@@ -13,9 +13,10 @@ from numbers import Integral
 import numpy as np
 from numpy.typing import NDArray
 
-from insula.engine.request import LogitsCallback, Request, TextEngine
+from insula.engine.request import LogitsCallback, Request, TextEngine, Tokenizer
+from insula.engine.sampling import log_probabilities
 from insula.errors import ConfigError
-from insula.types import SamplingParams
+from insula.types import SamplingParams, TokenLogprob
 
 _EVALUATE = SamplingParams(max_tokens=0)
 
@@ -66,6 +67,37 @@ def perplexity(
         scored = start + len(part)
         start += stride
     return float(np.exp(total / (len(ids) - 1)))
+
+
+class PromptLogprobs:
+    """Log probabilities of a prompt's own tokens, gathered while it is evaluated: give `take` to
+    the request as on_prompt_logits, and look at `found` when it has ended.
+
+    top: how many alternatives per token. Numbers are those the sampler would report.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, ids: Sequence[int], *, top: int) -> None:
+        self._ids, self._top = ids, top
+        self._bytes_of = tokenizer.token_bytes
+        self._found: list[TokenLogprob | None] = [None]
+
+    def take(self, start: int, logits_TV: NDArray[np.float32]) -> None:
+        for t, row in enumerate(logits_TV, start=start + 1):
+            if t == len(self._ids):  # the token after the prompt is the answer's first
+                break
+            logprob, likeliest = log_probabilities(row, self._ids[t], self._top)
+            self._found.append(
+                TokenLogprob(
+                    token_id=self._ids[t],
+                    token=self._bytes_of(self._ids[t]),
+                    logprob=logprob,
+                    top=tuple((i, self._bytes_of(i), p) for i, p in likeliest),
+                )
+            )
+
+    @property
+    def found(self) -> tuple[TokenLogprob | None, ...]:
+        return tuple(self._found)
 
 
 def _is_count(value: object) -> bool:

@@ -137,8 +137,10 @@ class Output:
 
     def push(self, token_id: int, logprob: TokenLogprob | None, now: float) -> bool:
         """Take a token in. Returns True if it completed a stop string."""
+        waited = None
         if self._first is None:
             self._first = now
+            waited = max(0.0, (self.started or now) - self._submitted)
         self._last = now
         self._token_ids.append(token_id)
         text = self._stops.push(self._detokenizer.push(token_id))
@@ -150,6 +152,7 @@ class Output:
                 text=text,
                 token_ids=(token_id,),
                 logprobs=None if logprob is None else (logprob,),
+                queue_seconds=waited,
             )
         )
         return self._stops.hit is not None
@@ -203,6 +206,9 @@ class Output:
             time_to_first_token=self._first - self._submitted if self._first is not None else 0.0,
             prompt_tokens_per_second=(seq.n_prompt - cached) / prefill if prefill > 0 else 0.0,
             decode_tokens_per_second=(n - 1) / decode if n > 1 and decode > 0 else 0.0,
+            queue_seconds=max(
+                0.0, (now if self.started is None else self.started) - self._submitted
+            ),
             dropped_turns=request.dropped_turns,
             dropped_tokens=request.dropped_tokens,
             draft_proposed=seq.draft_proposed,

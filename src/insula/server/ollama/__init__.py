@@ -1,0 +1,1 @@
+"""Ollama's interface: newline-separated JSON, names as Ollama writes them, nanoseconds."""

@@ -1,0 +1,1 @@
+"""OpenAI's interface, and what grew around it: rerank, score, tokenize."""
