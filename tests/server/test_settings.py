@@ -54,6 +54,8 @@ class TestPrecedence:
         assert found.allowed_hosts == ("a.example", "b.example")
         assert found.models == ("m", "n")
         assert (found.keep_alive, found.only, found.memory) == (None, True, 3 << 29)
+        for written, seconds in (("5m", 300), (90, 90), ("forever", None), (1.5, 1.5)):
+            assert load({"keep_alive": written}, env=home).settings.keep_alive == seconds
 
 
 class TestErrors:
@@ -82,6 +84,11 @@ class TestErrors:
             ('[server]\ntls_cert = "c.pem"', "tls_key: is missing"),
             ("[server", "is not TOML"),
             ("\x00", "is not TOML"),
+            (
+                '[server]\nkeep_alive = "soon"',
+                "keep_alive: found 'soon'; allowed is a time such as",
+            ),
+            ("[server]\nkeep_alive = true", "keep_alive: found 'True'"),
         ],
     )
     def test_a_file_that_cannot_be_used(self, tmp_path, content, match):
@@ -195,7 +202,7 @@ class TestExposure:
             assert not is_open_without_keys(found)
 
     def test_the_override_is_said_and_warned_of(self):
-        found = ServerSettings(host="0.0.0.0", open_to_network=True)
+        found = ServerSettings(host="0.0.0.0", allow_open=True)
         assert "everybody" in check_exposure(found, has_keys=False)[0]
         assert is_open_without_keys(found)
 

@@ -35,6 +35,7 @@ from insula.server.denied import (
     from_store,
     openai_shape,
 )
+from insula.server.energy import EnergyMeter
 from insula.server.gate import Gate, Known
 from insula.server.usage import SCOPE_KEY as USAGE_KEY
 from insula.server.usage import Usage
@@ -59,7 +60,7 @@ class RouteLike(Protocol):
 
 class Auth:
     """ASGI middleware. find: the route for a method and path, None if there is none; methods: what
-    a path may be asked, for 405."""
+    a path may be asked, for 405. meter: what requests are measured with, None for nothing."""
 
     def __init__(
         self,
@@ -70,8 +71,10 @@ class Auth:
         find: Callable[[str, str], RouteLike | None],
         methods: Callable[[str], Sequence[str]] = lambda path: (),
         shape: Shape = openai_shape,
+        meter: EnergyMeter | None = None,
     ) -> None:
         self._app = app
+        self._meter = meter
         self._gate = gate
         self._audit = audit
         self._find = find
@@ -142,6 +145,8 @@ class Auth:
     async def _settle(self, passage: _Passage, outcome: str) -> None:
         """Write what a request used. Raises StoreError; the record waits then."""
         caller, used, scope = passage.caller, passage.usage, passage.scope
+        if self._meter is not None:
+            used.joules = self._meter.end(passage)
         self._gate.spend(caller, used.tokens)
         if scope["method"] in _SAFE and not used.tokens:
             return
@@ -202,6 +207,8 @@ class _Passage:
     async def run(self, app: ASGIApp) -> None:
         self.scope[SCOPE_KEY] = self.caller
         self.scope[USAGE_KEY] = self.usage
+        if self._auth._meter is not None and self.route.scope == "inference":
+            self._auth._meter.begin(self)
         try:
             await app(self.scope, self._incoming, self._outgoing)
         finally:

@@ -24,17 +24,17 @@ def is_open_without_keys(found: ServerSettings) -> bool:
     """What `Gate` is told: whether everybody is let in until there is a first key."""
     if found.auth == "required":
         return False
-    return is_loopback(found.host) or found.open_to_network
+    return is_loopback(found.host) or found.allow_open
 
 
 def check_exposure(found: ServerSettings, *, has_keys: bool) -> list[str]:
     """Warnings for whoever starts the server. Raises ConfigError for what must not be."""
     if is_loopback(found.host):
         return check_tls(found)
-    if not has_keys and not found.open_to_network:
+    if not has_keys and not found.allow_open:
         raise ConfigError(
             f"host: found {found.host!r}, which others can reach, and there is no key yet; make "
-            "one with insula keys create NAME, or say --open-to-network to serve everybody"
+            "one with insula keys create NAME, or say --allow-open to serve everybody"
         )
     warnings = check_tls(found)
     if not has_keys:

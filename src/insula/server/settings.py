@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from insula.security.small_file import NotRegularError, TooLongError, read_small
 FILE = "insula.toml"
 ENV_PREFIX = "INSULA_SERVER_"
 _LONGEST_FILE = 1 << 20
+_TIME_SPAN = re.compile(r"(-?\d{1,9}(?:\.\d{1,9})?)([smh]?)")
 
 #: From where a value came, and what was written there.
 Parse = Callable[[str, Any], Any]
@@ -99,10 +101,15 @@ def _seconds(least: float, most: float) -> Parse:
 
 
 def _for_ever(name: str, value: Any) -> float | None:
-    """Seconds; -1 or `forever` is None."""
-    if value in ("forever", "-1") or (value == -1 and not isinstance(value, bool)):
+    """Seconds, as a number or as 90s, 5m, 2h; `forever` or what is below 0 is None."""
+    written = str(value).strip().lower()
+    found = _TIME_SPAN.fullmatch(written)
+    if written == "forever":
         return None
-    return _seconds(0, 1e9)(name, value)  # type: ignore[no-any-return]
+    if isinstance(value, bool) or found is None:
+        raise _refuse(name, value, "a time such as 90s, 5m or 2h, or forever")
+    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+    return None if seconds < 0 else min(seconds, 1e9)
 
 
 def _bytes(name: str, value: Any) -> int:
@@ -133,7 +140,7 @@ class ServerSettings:
     """What a server is told. Bytes and seconds; None: nothing was said.
 
     auth: `auto` asks for keys as soon as there is one, and always on a network; `required` always.
-    open_to_network: serve a network without any key (the explicit override). allowed_hosts,
+    allow_open: serve a network without any key (the explicit override). allowed_hosts,
     allowed_origins: names and sites beside this machine's own. tls_cert, tls_key: PEM files; both
     or none. models: named at the start; only: no others. memory: for all loaded models together.
     keep_alive: how long an unused model stays, None for ever. max_running, max_waiting: requests.
@@ -144,9 +151,9 @@ class ServerSettings:
     """
 
     host: str = _setting("127.0.0.1", _text)
-    port: int = _setting(8000, _whole(0, 65535))
+    port: int = _setting(11435, _whole(0, 65535))
     auth: str = _setting("auto", _AUTH)
-    open_to_network: bool = _setting(False, _yes)
+    allow_open: bool = _setting(False, _yes)
     allowed_hosts: tuple[str, ...] = _setting((), _text, many=True)
     allowed_origins: tuple[str, ...] = _setting((), _origin, many=True)
     tls_cert: Path | None = _setting(None, _path)  # noqa: RUF009
@@ -157,7 +164,7 @@ class ServerSettings:
     keep_alive: float | None = _setting(300.0, _for_ever)
     max_running: int = _setting(16, _whole(1, 4096))
     max_waiting: int = _setting(128, _whole(0, 100_000))
-    grace: float = _setting(30.0, _seconds(0, 3600))
+    grace: float = _setting(25.0, _seconds(0, 3600))
     body: int = _setting(10 << 20, _bytes)
     head: int = _setting(16 << 10, _bytes)
     head_seconds: float = _setting(10.0, _TIME)
