@@ -250,10 +250,9 @@ def _parsed(one: dataclasses.Field[Any], at: str, found: Any) -> Any:
 def _read_file(
     file: Path | None, env: Mapping[str, str], known: Mapping[str, object]
 ) -> tuple[Path | None, Mapping[str, Any]]:
-    asked = file
-    if asked is None and env.get("INSULA_CONFIG"):
-        asked = folder(env["INSULA_CONFIG"], name="INSULA_CONFIG", kind="file")
-    path = asked or settings(env).home.absolute() / FILE
+    found = settings(env)
+    asked = file or found.server_file
+    path = asked or found.home.absolute() / FILE
     try:
         content = tomllib.loads(read_small(path, _LONGEST_FILE).decode())
     except FileNotFoundError:

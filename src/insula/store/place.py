@@ -6,11 +6,10 @@ INSULA_STORE_KEY itself; without either it is not encrypted. A key is at least 1
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from insula.config import folder, settings
+from insula.config import settings
 from insula.errors import ConfigError
 from insula.security.small_file import NotRegularError, TooLongError, read_small
 from insula.store.database import Database
@@ -27,15 +26,15 @@ def store_path(env: Mapping[str, str] | None = None) -> Path:
 
 def store_key(env: Mapping[str, str] | None = None) -> str | None:
     """The key, None for an unencrypted store. ConfigError names the variable at fault."""
-    env = os.environ if env is None else env
-    where = env.get("INSULA_STORE_KEY_FILE")
-    if where:
-        if env.get("INSULA_STORE_KEY"):
+    found = settings(env)
+    name, key = "INSULA_STORE_KEY", found.store_key
+    path = found.store_key_file
+    if path is not None:
+        if key is not None:
             raise ConfigError(
                 "INSULA_STORE_KEY and INSULA_STORE_KEY_FILE are both set; allowed is one of them"
             )
         name = "INSULA_STORE_KEY_FILE"
-        path = folder(where, name=name, kind="file")
         try:
             key = read_small(path, _LONGEST_KEY_FILE).decode().strip()
         except (NotRegularError, TooLongError, UnicodeDecodeError):
@@ -43,12 +42,7 @@ def store_key(env: Mapping[str, str] | None = None) -> str | None:
         except OSError as error:
             reason = error.strerror or error
             raise ConfigError(f"{name}: {path} cannot be read: {reason}") from None
-    else:
-        name = "INSULA_STORE_KEY"
-        key = env.get(name) or ""
-        if not key:
-            return None
-    if len(key) < SHORTEST_KEY or "\0" in key:
+    if key is not None and (len(key) < SHORTEST_KEY or "\0" in key):
         raise ConfigError(
             f"{name}: the key has {len(key)} characters; allowed are {SHORTEST_KEY} and more, "
             "such as the output of: openssl rand -hex 32"
