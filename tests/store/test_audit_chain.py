@@ -96,10 +96,30 @@ def test_an_edited_record_is_named_and_no_other(store, chain):
 def test_an_edited_record_in_a_chain_made_right_again_is_named(store, chain):
     rewrite(store, 5, record='{"seq":5,"event":"request","tokens":0}')
     rechain(store, 5)
-    found = faults(store)
-    assert ("edited", 5, 5) in found
-    # Its followers' hashes are not what was signed: they are named as well, none before it.
-    assert min(seq for _, seq, _ in found) == 5
+    assert faults(store) == [("edited", 5, 5)]
+    rewrite(store, 9, record='{"seq":9,"event":"request","tokens":0}')
+    rechain(store, 5)
+    assert faults(store) == [("edited", 5, 5), ("edited", 9, 9)]
+
+
+def test_the_last_record_is_named_like_any_other(store, chain):
+    rewrite(store, 12, record='{"seq":12,"event":"request","tokens":0}')
+    assert faults(store) == [("edited", 12, 12)]
+    rechain(store, 12)
+    assert faults(store) == [("edited", 12, 12)]
+
+
+def test_a_part_of_another_history_is_named(store, chain, tmp_path):
+    """Two logs that the same server wrote, after a backup was put back: pieces do not mix."""
+    older = tmp_path / "older.db"
+    store.run("VACUUM INTO ?", (str(older),))
+    with Database.open(older) as back:
+        for database, event in ((store, "here"), (back, "there")):
+            for _ in range(4):
+                chain.append(database, {"event": event})
+        (row,) = back.rows("SELECT record, hash, mac FROM audit WHERE seq = 14")
+    rewrite(store, 14, record=row[0], hash=row[1], mac=row[2])
+    assert faults(store)[0] == ("unlinked", 14, 14)
 
 
 def test_a_deleted_record_is_named(store, chain):

@@ -1,10 +1,11 @@
 """A log that shows when somebody changed it.
 
 Each record has a number, its text, a hash over the hash before it and the text (anybody can follow
-that chain), and a MAC over number, text and hash with a key that is not in the database (who lacks
-it can forge no record). The head, number and hash of the last record under a MAC of its own, is in
-the database, replaced with each record, and now and then in a file beside it: who cuts the tail off
-cannot make a head that says so.
+that chain), and two MACs with a key that is not in the database (who lacks it can forge no record):
+over number and text, which tells the records that were changed from those whose hashes were only
+computed anew behind them, and over number, text and hash. The head, number and hash of the last
+record under a MAC of its own, is in the database, replaced with each record, and now and then in a
+file beside it: who cuts the tail off cannot make a head that says so.
 
 What it cannot show: that database, head file and all were put back together to an older state. Keep
 `insula audit head`'s line elsewhere and give it to `insula audit verify --head`; that shows it.
@@ -34,6 +35,7 @@ KEY_FILE, HEAD_FILE = "audit.key", "audit.head"
 BROKEN = "log.broken"
 _NOTHING = bytes(32)
 _PAGE = 500
+_MAC = 32
 
 FaultKind = Literal["edited", "missing", "moved", "unlinked", "cut", "head", "unknown_head"]
 
@@ -131,7 +133,7 @@ class AuditChain:
         head = Head(seq=seq, hash=_hash(previous.hash, written))
         store.run(
             "INSERT INTO audit (seq, record, hash, mac) VALUES (?, ?, ?, ?)",
-            (seq, written, head.hash, _mac(self._key, seq, written, head.hash)),
+            (seq, written, head.hash, _macs(self._key, seq, written, head.hash)),
         )
         store.run(
             "INSERT OR REPLACE INTO audit_head (one, seq, mac) VALUES (1, ?, ?)",
@@ -182,7 +184,11 @@ def verify(
         for seq, written, stored, mac in _rows(store, 0):
             count += 1
             linked = hmac.compare_digest(stored, _hash(previous.hash, written))
-            own = linked if key is None else _is_own(key, seq, written, stored, mac)
+            own = linked
+            if key is not None:
+                right = _macs(key, seq, written, stored)
+                own = hmac.compare_digest(mac[:_MAC], right[:_MAC])
+                linked = linked and hmac.compare_digest(mac[_MAC:], right[_MAC:])
             whole = seq == previous.seq + 1
             if not whole:
                 faults.append(Fault(kind="missing", seq=previous.seq + 1, last=seq - 1))
@@ -194,12 +200,13 @@ def verify(
                     faults.append(Fault(kind="moved", seq=seq, last=seq, found=says))
                 elif key is not None or whole:
                     faults.append(Fault(kind="edited", seq=seq, last=seq))
-            elif (not linked and whole and trusted) or heads.get(seq, stored) != stored:
+            elif trusted and ((not linked and whole) or heads.get(seq, stored) != stored):
                 faults.append(Fault(kind="unlinked", seq=seq, last=seq))
             elif content.get("event") == BROKEN and whole:
                 faults.append(Fault(kind="head", seq=seq - 1, last=seq - 1))
-            previous, trusted = Head(seq=seq, hash=stored), own
-        faults += _at_the_end(store, previous, key, heads)
+            # Behind a fault, hashes that were computed anew are no fault of their own.
+            previous, trusted = Head(seq=seq, hash=stored), own and (linked or not whole)
+        faults += _at_the_end(store, previous, key if trusted else None, heads)
     return Verdict(records=count, head=previous, with_key=key is not None, faults=tuple(faults))
 
 
@@ -287,17 +294,14 @@ def _content(written: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {"event": "unreadable"}
 
 
-def _is_own(key: bytes, seq: int, written: str, stored: bytes, mac: bytes) -> bool:
-    return hmac.compare_digest(mac, _mac(key, seq, written, stored))
-
-
 def _hash(previous: bytes, written: str) -> bytes:
     return hashlib.sha256(b"insula audit 1\0" + previous + written.encode()).digest()
 
 
-def _mac(key: bytes, seq: int, written: str, stored: bytes) -> bytes:
-    content = hashlib.sha256(written.encode()).digest()
-    return hmac.digest(key, b"record" + seq.to_bytes(8, "big") + content + stored, "sha256")
+def _macs(key: bytes, seq: int, written: str, stored: bytes) -> bytes:
+    content = seq.to_bytes(8, "big") + hashlib.sha256(written.encode()).digest()
+    own = hmac.digest(key, b"record" + content, "sha256")
+    return own + hmac.digest(key, b"link" + content + stored, "sha256")
 
 
 def _head_mac(key: bytes, head: Head) -> bytes:

@@ -50,7 +50,7 @@ _FIRST = (
         expires INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID""",
     "CREATE INDEX sessions_of_user ON sessions (user)",
-    # hash: SHA-256 over the previous record's hash and this record. mac: with the audit key.
+    # hash: SHA-256 over the previous record's hash and this record. mac: two, with the audit key.
     """CREATE TABLE audit (
         seq INTEGER PRIMARY KEY CHECK (seq > 0),
         record TEXT NOT NULL,
