@@ -1,10 +1,10 @@
 """One connection's HTTP, within bounds that uvicorn's own protocol does not have.
 
 Owns the time in which a request's head must arrive (the first and each later one), the status and
-JSON of what is no HTTP, how much is buffered for a slow reader, and the end of a connection whose
-request's body nobody will read: the answer is sent, what still comes is thrown away for a moment so
-that the client can read it, then the connection is closed. Handlers find the connection in the
-scope's extensions under TRANSPORT, to cut it.
+JSON of what is no HTTP, how much is buffered for a slow reader and how long, and the end of a
+connection whose request's body nobody will read: the answer is sent, what still comes is thrown
+away for a moment so that the client can read it, then the connection is closed. Handlers find the
+connection in the scope's extensions under TRANSPORT, to cut it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ TRANSPORT = "insula.transport"
 SEND_BUFFER = 64 << 10
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 16 << 20
+#: Seconds that the rest of an answer waits for its reader when the connection is to end.
+FLUSH_SECONDS = 30.0
 
 _MESSAGES = {
     408: "the request's head did not come in time",
@@ -61,13 +63,16 @@ class _Lingering:
     def close(self) -> None:
         if self.is_closing():
             return
+        loop = asyncio.get_running_loop()
         if not self._sending() or not self._transport.can_write_eof():
+            if self._transport.get_write_buffer_size():
+                loop.call_later(FLUSH_SECONDS, self._transport.abort)
             self._transport.close()
             return
         self.discarding = True
         self._transport.write_eof()
         self._transport.resume_reading()
-        asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
+        loop.call_later(LINGER_SECONDS, self._transport.abort)
 
 
 class BoundedProtocol(H11Protocol):

@@ -181,7 +181,7 @@ class Gate:
                         retry_after=spending.seconds_left_today(now),
                     )
         pulse = self._pulse()
-        reached = self._rates.wait(caller.tenant, limits, pulse)
+        reached = self._rates.wait(caller.tenant, limits, pulse, spends=spends)
         if reached is not None:
             what, seconds = reached
             limit = limits.requests_per_minute if what == "requests" else limits.tokens_per_minute

@@ -34,10 +34,15 @@ class Rates:
     def __init__(self) -> None:
         self._buckets: dict[tuple[str, str], _Bucket] = {}
 
-    def wait(self, tenant: str, limits: Limits, now: float) -> tuple[str, float] | None:
-        """Take one request; None, or which limit is reached and the seconds until it is not."""
+    def wait(
+        self, tenant: str, limits: Limits, now: float, *, spends: bool = True
+    ) -> tuple[str, float] | None:
+        """Take one request; None, or which limit is reached and the seconds until it is not.
+
+        spends: whether it may use tokens.
+        """
         tokens, requests = limits.tokens_per_minute, limits.requests_per_minute
-        if tokens is not None:
+        if tokens is not None and spends:
             level = self._bucket(tenant, "tokens", tokens, now).at(now, tokens)
             if level <= 0:
                 return "tokens", (1 - level) * 60 / tokens
@@ -55,13 +60,6 @@ class Rates:
             bucket = self._bucket(tenant, "tokens", limits.tokens_per_minute, now)
             bucket.at(now, limits.tokens_per_minute)
             bucket.level -= tokens
-
-    def tokens_left(self, tenant: str, limits: Limits, now: float) -> int | None:
-        """What the minute's bucket holds, None without a limit."""
-        if limits.tokens_per_minute is None:
-            return None
-        bucket = self._bucket(tenant, "tokens", limits.tokens_per_minute, now)
-        return max(0, int(bucket.at(now, limits.tokens_per_minute)))
 
     def _bucket(self, tenant: str, kind: str, per_minute: int, now: float) -> _Bucket:
         found = self._buckets.get((tenant, kind))
