@@ -44,6 +44,7 @@ def test_what_is_set_is_read() -> None:
     assert found.hub_endpoint == "http://127.0.0.1:8"
     assert found.offline
     assert settings({"LANG": "es_ES", "INSULA_LANG": "en"}).language == "en"
+    assert "secret" not in repr(settings({"INSULA_STORE_KEY": "secret"}))
 
 
 @pytest.mark.parametrize(

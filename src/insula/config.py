@@ -50,6 +50,9 @@ class Settings:
     hub_connections: parts of one file that are fetched at once (INSULA_HUB_CONNECTIONS).
     lock_file: the file that pins models (INSULA_LOCK), None: insula.lock where a command is run.
     trusted_keys: the file that says whose signature a source must carry (INSULA_TRUSTED_KEYS).
+    store_key, store_key_file: what encrypts the store, or the file that holds it (INSULA_STORE_KEY,
+        INSULA_STORE_KEY_FILE).
+    server_file: the server's settings (INSULA_CONFIG); server/settings.py reads INSULA_SERVER_*.
     """
 
     home: Path
@@ -69,6 +72,9 @@ class Settings:
     hub_connections: int
     lock_file: Path | None
     trusted_keys: Path | None
+    store_key: str | None = field(repr=False)
+    store_key_file: Path | None
+    server_file: Path | None
 
     @property
     def models(self) -> Path:
@@ -108,6 +114,9 @@ def settings(env: Mapping[str, str] | None = None) -> Settings:
         or 4,
         lock_file=_file("INSULA_LOCK", get("INSULA_LOCK")),
         trusted_keys=_file("INSULA_TRUSTED_KEYS", get("INSULA_TRUSTED_KEYS")),
+        store_key=get("INSULA_STORE_KEY") or None,
+        store_key_file=_file("INSULA_STORE_KEY_FILE", get("INSULA_STORE_KEY_FILE")),
+        server_file=_file("INSULA_CONFIG", get("INSULA_CONFIG")),
     )
 
 

@@ -14,6 +14,11 @@ InsulaError                    the root; `exit_code` is what the command line re
 ├── DownloadError              a transfer failed; carries whether trying again may help
 │   ├── OfflineError           nothing answered
 │   └── ChecksumError          the bytes are not the ones promised
+├── StoreError                 the database of keys, users, chats and records; carries `retryable`
+│   ├── StoreBusyError         another process is writing
+│   ├── StoreFullError         no room on the disk; a ResourceError too
+│   ├── StoreKeyError          encrypted, and the key is missing or another one
+│   └── StoreVersionError      written by a newer Insula
 └── EngineError                the engine failed while it ran
     └── RemoteError            another server refused, failed or fell silent; carries `status`
 
@@ -120,6 +125,34 @@ class OfflineError(DownloadError):
 
 class ChecksumError(DownloadError):
     """The bytes that arrived are not the ones promised."""
+
+
+class StoreError(InsulaError):
+    """The database failed. `retryable` says whether the same call may work later."""
+
+    retryable = False
+
+
+class StoreBusyError(StoreError):
+    """Another process was writing for longer than we wait."""
+
+    retryable = True
+
+
+class StoreFullError(StoreError, ResourceError):
+    """The disk, a quota or a file-size limit leaves no room. Reading and deleting still work."""
+
+    retryable = True
+
+
+class StoreKeyError(StoreError):
+    """The database is encrypted and the key is missing or another one, or it is no database."""
+
+    exit_code = 2
+
+
+class StoreVersionError(StoreError):
+    """A newer Insula wrote the database."""
 
 
 class EngineError(InsulaError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +18,7 @@ from insula.cli.output import say
 from insula.errors import ConfigError
 from insula.locale import language, text
 
-#: name -> (module below insula.cli, function in it, its help text)
+#: name -> (module below insula.cli, function or Subcommands in it, its help text)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("run", "run", "help.run"),
     "pull": ("pull", "pull", "help.pull"),
@@ -40,7 +41,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "merge": ("merge", "merge", "help.merge"),
     "bench": ("bench", "bench", "help.bench"),
     "doctor": ("doctor", "doctor", "help.doctor"),
+    "keys": ("keys", "COMMANDS", "help.keys"),
+    "users": ("users", "COMMANDS", "help.users"),
+    "audit": ("audit", "COMMANDS", "help.audit"),
 }
+
+#: Of a command that has commands: name -> (its function, its help text).
+Subcommands = Mapping[str, tuple[Callable[..., None], str]]
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 #: Shells whose completion can be installed.
 COMPLETIONS = ("bash", "zsh", "fish", "powershell", "pwsh")
@@ -88,7 +96,21 @@ class _Command(TyperCommand):
         return _localized(super().get_help(ctx))
 
 
-class _Root(TyperGroup):
+class _Group(TyperGroup):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        names = self.list_commands(ctx)
+        if args and args[0] not in names and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], names, n=1)
+            key = "cli.no_such_command_close" if close else "cli.no_such_command"
+            known = ", ".join(names)
+            raise ConfigError(text(key, name=args[0][:80], close="".join(close), known=known))
+        return super().resolve_command(ctx, args)
+
+    def get_help(self, ctx: Any) -> str:
+        return _localized(super().get_help(ctx))
+
+
+class _Root(_Group):
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
@@ -97,27 +119,41 @@ class _Root(TyperGroup):
         if row is None:
             return None
         module, function, help_key = row
+        found = getattr(importlib.import_module(f"insula.cli.{module}"), function)
+        if isinstance(found, Mapping):
+            return _with_commands(cmd_name, found, help_key)
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        options = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-        app.command(
-            cmd_name,
-            cls=_Command,
-            help=text(help_key),
-            short_help=text(help_key).partition("\n")[0],
-            context_settings=options,
-        )(getattr(importlib.import_module(f"insula.cli.{module}"), function))
+        _add(app, cmd_name, found, help_key)
         return typer.main.get_command(app)
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            key = "cli.no_such_command_close" if close else "cli.no_such_command"
-            known = ", ".join(COMMANDS)
-            raise ConfigError(text(key, name=args[0][:80], close="".join(close), known=known))
-        return super().resolve_command(ctx, args)
 
-    def get_help(self, ctx: Any) -> str:
-        return _localized(super().get_help(ctx))
+def _add(app: typer.Typer, name: str, function: Callable[..., None], help_key: str) -> None:
+    app.command(
+        name,
+        cls=_Command,
+        help=text(help_key),
+        short_help=text(help_key).partition("\n")[0],
+        context_settings=_CONTEXT,
+    )(function)
+
+
+def _with_commands(name: str, commands: Subcommands, help_key: str) -> Any:
+    """`insula keys`, which has commands itself and shows them where none is given."""
+    app = typer.Typer(name=name, cls=_Group, add_completion=False, rich_markup_mode=None)
+    for subcommand, (function, key) in commands.items():
+        _add(app, subcommand, function, key)
+
+    def show_help(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            print(context.get_help())
+
+    app.callback(
+        invoke_without_command=True,
+        help=text(help_key),
+        short_help=text(help_key).partition("\n")[0],
+        context_settings=_CONTEXT,
+    )(show_help)
+    return typer.main.get_command(app)
 
 
 def _root(
@@ -151,8 +187,7 @@ def _install_completion(context: Any, param: Any, value: Any) -> Any:
 def invoke(args: list[str]) -> int:
     """Parse `args` and run the command. Errors are raised, not printed."""
     app = typer.Typer(cls=_Root, rich_markup_mode=None, add_completion=True)
-    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-    app.callback(invoke_without_command=True, help=text("help.insula"), context_settings=settings)(
+    app.callback(invoke_without_command=True, help=text("help.insula"), context_settings=_CONTEXT)(
         _root
     )
     command = typer.main.get_command(app)
