@@ -239,7 +239,7 @@ def test_senders_that_dawdle_are_cut_off(small):
     """FAULTS 14: over the headers, and over the body."""
     with connected(small) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost")
-        assert answer(connection) == b""
+        assert b" 408 " in answer(connection).split(b"\r\n")[0]
     with connected(small) as connection:
         connection.sendall(head(b'{"model":', length="100"))
         assert b" 408 " in answer(connection).split(b"\r\n")[0]

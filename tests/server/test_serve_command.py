@@ -98,7 +98,7 @@ def test_in_spanish(tmp_path, files, process):
     ("args", "said"),
     [
         (("--host", "0.0.0.0"), "--allow-open"),
-        (("--keep-alive", "soon"), "keep_alive"),
+        (("--keep-alive", "soon"), "--keep-alive"),
         (("nowhere.gguf",), "nowhere.gguf"),
         (("--memory", "much"), "--memory"),
         (("--max-running", "0"), "--max-running"),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from insula.cli.output import note, say
+from insula.cli.output import note, say, write
 from insula.cli.transfers import TransferDisplay
-from insula.config import parse_size
 from insula.engine.load_elsewhere import is_address, is_folder
-from insula.errors import ConfigError, UnsupportedError
+from insula.errors import UnsupportedError
 from insula.hub.resolve import locate
 from insula.locale import text
 
@@ -26,24 +26,37 @@ def serve(
     models: Annotated[
         list[str] | None, typer.Argument(metavar="[MODEL]...", help=text("help.serve_models"))
     ] = None,
-    host: Annotated[str, typer.Option("--host", help=text("help.serve_host"))] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", "-p", help=text("help.serve_port"))] = 11435,
-    only: Annotated[bool, typer.Option("--only", help=text("help.serve_only"))] = False,
+    host: Annotated[str | None, typer.Option("--host", help=text("help.serve_host"))] = None,
+    port: Annotated[int | None, typer.Option("--port", "-p", help=text("help.serve_port"))] = None,
+    only: Annotated[bool | None, typer.Option("--only", help=text("help.serve_only"))] = None,
     allow_open: Annotated[
-        bool, typer.Option("--allow-open", help=text("help.serve_allow_open"))
-    ] = False,
+        bool | None, typer.Option("--allow-open", help=text("help.serve_allow_open"))
+    ] = None,
+    tls_cert: Annotated[
+        str | None, typer.Option("--tls-cert", metavar="FILE", help=text("help.serve_tls_cert"))
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option("--tls-key", metavar="FILE", help=text("help.serve_tls_key"))
+    ] = None,
     memory: Annotated[
         str | None, typer.Option("--memory", metavar="SIZE", help=text("help.serve_memory"))
     ] = None,
     keep_alive: Annotated[
-        str, typer.Option("--keep-alive", metavar="TIME", help=text("help.serve_keep_alive"))
-    ] = "5m",
+        str | None,
+        typer.Option("--keep-alive", metavar="TIME", help=text("help.serve_keep_alive")),
+    ] = None,
     max_running: Annotated[
-        int, typer.Option("--max-running", metavar="N", help=text("help.serve_max_running"))
-    ] = 16,
+        int | None, typer.Option("--max-running", metavar="N", help=text("help.serve_max_running"))
+    ] = None,
     max_waiting: Annotated[
-        int, typer.Option("--max-waiting", metavar="N", help=text("help.serve_max_waiting"))
-    ] = 128,
+        int | None, typer.Option("--max-waiting", metavar="N", help=text("help.serve_max_waiting"))
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help=text("help.serve_config"))
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help=text("help.serve_print_config"))
+    ] = False,
     ctx: Annotated[
         int | None, typer.Option("--ctx", "-c", metavar="N", help=text("help.ctx"))
     ] = None,
@@ -57,40 +70,66 @@ def serve(
 ) -> None:
     """The command."""
     try:
-        from insula.server import run
+        from starlette.middleware import Middleware
+
+        from insula.server import errors, routes, run, settings
         from insula.server.app import create_app
         from insula.server.catalogue import Catalogue
+        from insula.server.denied import Denied
+        from insula.server.guards import Guards
         from insula.server.models import ModelEvent
-        from insula.server.ollama.keep_alive import seconds_of
-        from insula.server.options import ServeOptions
+        from insula.server.options import Limits, ServeOptions
     except ModuleNotFoundError as error:
         raise UnsupportedError(text("serve.no_extra", module=error.name)) from error
-    for name, value, least in (
-        ("--max-running", max_running, 1),
-        ("--max-waiting", max_waiting, 0),
-    ):
-        if not least <= value <= 10_000:
-            raise ConfigError(text("serve.bad_count", name=name, value=value, least=least))
-    if not run.is_loopback(host) and not allow_open:
-        raise ConfigError(text("serve.open_refused", host=host))
-    stay = seconds_of(keep_alive)
-    assert stay != "default"
+    flags = {
+        "models": models or None,
+        "host": host,
+        "port": port,
+        "only": only,
+        "allow_open": allow_open,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "memory": memory,
+        "keep_alive": keep_alive,
+        "max_running": max_running,
+        "max_waiting": max_waiting,
+    }
+    loaded = settings.load(flags, file=config)
+    if print_config:
+        write(settings.to_toml(loaded))
+        return
+    found = loaded.settings
     load = {"n_ctx": ctx, "n_threads": threads, "kv_type": kv_type}
     options = ServeOptions(
-        models=tuple(models or ()),
-        only=only,
-        memory=None if memory is None else parse_size(memory, name="--memory"),
-        keep_alive=stay,
-        max_running=max_running,
-        max_waiting=max_waiting,
+        models=found.models,
+        only=found.only,
+        memory=found.memory,
+        keep_alive=found.keep_alive,
+        max_running=found.max_running,
+        max_waiting=found.max_waiting,
+        grace=found.grace,
+        limits=Limits(
+            body=found.body,
+            body_time=found.body_seconds,
+            head_time=found.head_seconds,
+            stall=found.stall_seconds,
+        ),
         load={name: value for name, value in load.items() if value is not None},
     )
+
+    def shape(path: str, denied: Denied) -> dict[str, Any]:
+        told = errors.RefusalError(denied.status, denied.message, code=denied.code)
+        return errors.body(routes.family(path), told)
+
+    guards = Guards.open(found, find=routes.find, methods=routes.methods, shape=shape)
+    for warning in guards.warnings:
+        note(warning)
     with TransferDisplay(quiet=quiet) as display:
         for name in options.models:
             if not is_address(name) and not is_folder(name):
                 locate(name, allow_download=True, progress=display)
-    catalogue = Catalogue(options.models, only=only)
-    listener = run.bind(host, port)
+    catalogue = Catalogue(options.models, only=options.only)
+    listener = run.bind(found.host, found.port)
 
     def told(event: ModelEvent) -> None:
         if not quiet:
@@ -98,8 +137,15 @@ def serve(
             key = _EVENTS[event.kind]
             note(text(key, model=event.model, seconds=seconds, reason=event.reason))
 
-    app = create_app(options, catalogue=catalogue, on_event=told)
-    where = run.url(listener, host)
+    app = create_app(
+        options,
+        catalogue=catalogue,
+        on_event=told,
+        middleware=[Middleware(guards.around)],
+    )
+    cert, key = found.tls_cert, found.tls_key
+    tls = None if cert is None or key is None else (cert, key)
+    where = run.url(listener, found.host, tls=tls is not None)
 
     def ready() -> None:
         names = list(catalogue.named) or [served.name for served in catalogue.list()]
@@ -114,6 +160,6 @@ def serve(
         say(text("serve.stop_it"))
 
     app.state.server.ready = ready
-    run.serve(app, options, listener)
+    run.serve(app, options, listener, tls=tls)
     if not quiet:
         note(text("serve.stopped"))

@@ -8,20 +8,20 @@ cuts them at once.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import signal
 import socket
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from insula.errors import ConfigError, ResourceError
+from insula.server.connection import bounded
 from insula.server.options import ServeOptions
-from insula.server.protocol import Protocol
 from insula.server.state import Server
 
 #: Headers of one request, in bytes.
@@ -30,16 +30,6 @@ HEAD_BYTES = 16 << 10
 SEND_BUFFER = 128 << 10
 #: Seconds that cut answers have to say so.
 LAST_WORDS = 5
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -67,26 +57,28 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url(listener: socket.socket, host: str) -> str:
+def url(listener: socket.socket, host: str, *, tls: bool = False) -> str:
     """Where clients find it."""
     port = listener.getsockname()[1]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class Serving(uvicorn.Server):
     """One run of an application."""
 
-    def __init__(self, app: FastAPI, options: ServeOptions) -> None:
+    def __init__(
+        self, app: FastAPI, options: ServeOptions, *, tls: tuple[Path, Path] | None = None
+    ) -> None:
         server: Server = app.state.server
-        limits = options.limits
-
-        class Bounded(Protocol):
-            head_time = limits.head_time
-
+        cert, key = tls or (None, None)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Bounded,
+                http=bounded(options.limits.head_time),
+                ssl_certfile=cert,
+                ssl_keyfile=key,
+                proxy_headers=False,
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -141,9 +133,15 @@ class Serving(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def serve(app: FastAPI, options: ServeOptions, listener: socket.socket) -> None:
+def serve(
+    app: FastAPI,
+    options: ServeOptions,
+    listener: socket.socket,
+    *,
+    tls: tuple[Path, Path] | None = None,
+) -> None:
     """Serve until told to stop. Raises what a model named at the start could not be loaded for."""
-    serving = Serving(app, options)
+    serving = Serving(app, options, tls=tls)
     serving.run(sockets=[listener])
     server: Server = app.state.server
     if server.failure is not None:

@@ -2,8 +2,6 @@
 
 TEXTS = {
     "no_extra": "the server needs more packages ({module} is missing); get them with: pip install 'insula[server]'",
-    "bad_count": "{name}: found {value}; allowed is a whole number from {least} to 10000",
-    "open_refused": "--host {host}: other machines could use the server, and nothing would ask them who they are; leave --host at 127.0.0.1, or say --allow-open if that is what you want",
     "loading": "loading {model}",
     "loaded": "{model} is loaded ({seconds} s)",
     "unloaded": "{model} was unloaded",

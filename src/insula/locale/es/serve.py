@@ -2,8 +2,6 @@
 
 TEXTS = {
     "no_extra": "el servidor necesita más paquetes (falta {module}); consíguelos con: pip install 'insula[server]'",
-    "bad_count": "{name}: se encontró {value}; se admite un número entero de {least} a 10000",
-    "open_refused": "--host {host}: otras máquinas podrían usar el servidor sin que nadie les pregunte quiénes son; deja --host en 127.0.0.1, o di --allow-open si eso es lo que quieres",
     "loading": "cargando {model}",
     "loaded": "{model} está cargado ({seconds} s)",
     "unloaded": "{model} se ha descargado de la memoria",
