@@ -119,11 +119,11 @@ def held_to(
             answer = "said | calls"
         schemas = {tool.name: tool.schema for tool in called.tools}
         for at, name in enumerate(chosen.names):
-            named.append({"name": f"tool_{at}", **grammars.schema_grammar(schemas[name])})
+            named.append({**grammars.schema_grammar(schemas[name]), "name": f"tool_{at}"})
     if answer.startswith("said"):
         assert form is not None
         lines.append("said: @answer")
-        named.append({"name": "answer", **grammars.grammar(form)})
+        named.append({**grammars.grammar(form), "name": "answer"})
     first = _thought(called.template, thinking, prompt, tokenizer, talks=talks)
     if first:
         lines.append(first)
