@@ -37,10 +37,7 @@ found["finish"] = answer.response_metadata["finish_reason"]
 chunks = list(chat.stream([("system", "Be brief."), ("human", "hello there")]))
 found["chat stream"] = "".join(str(chunk.content) for chunk in chunks)
 
-try:
-    LlamaCpp(**options, grammar="root ::= [0-9]+")
-except ValueError as error:
-    found["grammar"] = str(error)
+found["grammar"] = LlamaCpp(**options, grammar="root ::= [0-9]+").invoke("the quick brown")
 try:
     LlamaCppEmbeddings(model_path=path, n_ctx=256, verbose=False).embed_query("hello")
 except ValueError as error:

@@ -14,7 +14,7 @@ import pytest
 from compat.llama_cpp_behaviour import MESSAGES, PROMPT, play
 from insula import LLM
 from insula.compat import llama_cpp
-from insula.compat.llama_cpp import Llama, LlamaGrammar, LogitsProcessorList, NotHereError
+from insula.compat.llama_cpp import Llama, LogitsProcessorList
 from insula.compat.llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from insula.errors import ContextOverflowError, NotFoundError, UnsupportedError
 from tiny_chat_model import write_tiny
@@ -240,24 +240,6 @@ class TestWhatIsNotHere:
     def test_options_of_a_completion(self, llm: Llama, options: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=next(iter(options))):
             llm(PROMPT, **options)
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {"response_format": {"type": "json_object"}},
-            {"tool_choice": {"type": "function", "function": {"name": "f"}}},
-            {"tool_choice": "required"},
-            {"function_call": {"name": "f"}},
-        ],
-    )
-    def test_what_needs_constrained_decoding(self, llm: Llama, options: dict[str, Any]) -> None:
-        with pytest.raises(NotHereError, match="constrained decoding"):
-            llm.create_chat_completion(MESSAGES, max_tokens=2, **options)
-
-    def test_grammars(self) -> None:
-        for make in (LlamaGrammar.from_string, LlamaGrammar.from_json_schema):
-            with pytest.raises(ValueError, match="constrained decoding"):
-                make("root ::= [0-9]+")
 
     def test_options_without_effect_are_said(self, llm: Llama) -> None:
         with pytest.warns(UserWarning, match="tfs_z has no effect"):

@@ -154,3 +154,45 @@ def test_most_random_schemas_are_taken_and_most_answers_end(llm: LLM) -> None:
 
     count()
     assert kinds.get("stop", 0) > sum(kinds.values()) / 2, kinds
+
+
+@given(
+    schemas=st.lists(objects(LEAVES), min_size=1, max_size=3),
+    style=st.sampled_from(["hermes", "mistral", "llama3", None]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_is_called_is_valid(
+    llm: LLM, schemas: list[dict[str, Any]], style: str | None, seed: int
+) -> None:
+    """Arguments that stand within other text, next to braces of their own."""
+    marks = {
+        "hermes": "<tool_call>",
+        "mistral": "[TOOL_CALLS]",
+        "llama3": '<|python_tag|>"parameters"',
+    }
+    named = {f"f{at}": {"$defs": {"pair": PAIR}, **each} for at, each in enumerate(schemas)}
+    try:
+        answer = llm.chat(
+            [{"role": "user", "content": "a"}],
+            template=f"{{# tools {marks.get(style or '', '')} #}}a",
+            tools=[
+                {"type": "function", "function": {"name": name, "parameters": schema}}
+                for name, schema in named.items()
+            ],
+            tool_choice="required",
+            max_tokens=300,
+            seed=seed,
+        )
+    except ConstraintError as error:
+        event(f"refused: {error.keyword}")
+        return
+    event(answer.finish_reason)
+    assert answer.finish_reason in ("tool_calls", "length")
+    for call in answer.tool_calls:
+        jsonschema.validate(
+            json.loads(call.arguments), named[call.name], cls=jsonschema.Draft202012Validator
+        )
+    if answer.finish_reason == "tool_calls":
+        assert answer.tool_calls
+        assert answer.text == ""

@@ -58,14 +58,23 @@ class Calling:
     def notes(self) -> tuple[str, ...]:
         return (text("chat.tools_described"),) if self.tools and self.described else ()
 
-    def messages(self, messages: Sequence[Message], *, in_system: bool = True) -> list[Message]:
-        """The conversation as the template takes it."""
-        if tool_messages.knows_calls(self.template) and not (self.tools and self.described):
-            return tool_messages.as_mappings(messages)
-        out = tool_messages.as_text(messages)
+    def ways(self, messages: Sequence[Message]) -> list[list[Message]]:
+        """The conversation as the template may take it, the best way first. One that a template
+        fails at (no place for a system, arguments as a mapping and not as text, no text beside a
+        call) is not its way."""
         if self.tools and self.described:
-            out = tool_messages.described(out, self.tools, in_system=in_system)
-        return out
+            in_words = tool_messages.as_text(messages)
+            return [
+                tool_messages.described(in_words, self.tools, in_system=True),
+                tool_messages.described(in_words, self.tools, in_system=False),
+            ]
+        if not tool_messages.knows_calls(self.template):
+            return [tool_messages.as_text(messages)]
+        given = list(messages)
+        with_mappings = tool_messages.as_mappings(given)
+        ways = [with_mappings, given]
+        ways += [tool_messages.with_text(way) for way in ways]
+        return [way for at, way in enumerate(ways) if way not in ways[:at]]
 
 
 def calling(
@@ -119,11 +128,11 @@ def held_to(
             answer = "said | calls"
         schemas = {tool.name: tool.schema for tool in called.tools}
         for at, name in enumerate(chosen.names):
-            named.append({"name": f"tool_{at}", **grammars.schema_grammar(schemas[name])})
+            named.append({**grammars.schema_grammar(schemas[name]), "name": f"tool_{at}"})
     if answer.startswith("said"):
         assert form is not None
         lines.append("said: @answer")
-        named.append({"name": "answer", **grammars.grammar(form)})
+        named.append({**grammars.grammar(form), "name": "answer"})
     first = _thought(called.template, thinking, prompt, tokenizer, talks=talks)
     if first:
         lines.append(first)

@@ -107,16 +107,14 @@ class ChatFormat:
         return ChatPrompt(text=rendered.text, ids=ids, messages=tuple(messages))
 
     def render(self, messages: Sequence[Message]) -> Rendered:
-        calling = self.calling
-        if calling is None:
-            return self._rendered(messages)
-        try:
-            return self._rendered(calling.messages(messages))
-        except TemplateError:
-            if not calling.notes:
-                raise
-        # Described tools need a place: not each template has one for a system.
-        return self._rendered(calling.messages(messages, in_system=False))
+        ways = [list(messages)] if self.calling is None else self.calling.ways(messages)
+        *others, last = ways
+        for way in others:
+            try:
+                return self._rendered(way)
+            except TemplateError:
+                continue
+        return self._rendered(last)
 
     def _rendered(self, messages: Sequence[Message]) -> Rendered:
         mark, given = "", list(messages)

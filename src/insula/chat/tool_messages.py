@@ -31,9 +31,9 @@ def knows_calls(template: str) -> bool:
 
 
 def described(
-    messages: Sequence[Message], tools: Sequence[Tool], *, in_system: bool = True
+    messages: Sequence[Message], tools: Sequence[Tool], *, in_system: bool
 ) -> list[Message]:
-    """The messages with a description of the tools."""
+    """The messages with a description of the tools, in what the system says or the first user."""
     lines = "\n".join(json.dumps(_function(tool), ensure_ascii=False) for tool in tools)
     text = _DESCRIPTION.format(tools=lines)
     out = list(messages)
@@ -51,11 +51,22 @@ def described(
 
 def as_mappings(messages: Sequence[Message]) -> list[Message]:
     """Calls whose arguments are JSON text, as OpenAI writes them, with mappings in their place:
-    what templates expect."""
+    what most templates expect."""
     return [
-        {**message, "tool_calls": [_with_mapping(call) for call in message["tool_calls"]]}
+        {
+            **message,
+            "tool_calls": [_with_mapping(call) for call in message["tool_calls"]],
+        }
         if isinstance(message.get("tool_calls"), list | tuple)
         else message
+        for message in messages
+    ]
+
+
+def with_text(messages: Sequence[Message]) -> list[Message]:
+    """The messages, none without a text."""
+    return [
+        {**message, "content": ""} if message.get("content") is None else message
         for message in messages
     ]
 

@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from insula.chat.tool_calls import CallReader, as_message, read
+from insula.chat.tools import CallFormat
 from insula.compat.llama_cpp.llama_types import (
     ChatCompletionLogprobs,
+    ChatCompletionResponseMessage,
     ChatCompletionStreamResponseDelta,
     CompletionLogprobs,
     CompletionUsage,
@@ -132,9 +135,19 @@ def columns(entries: Sequence[TokenLogprob], *, offset: int, shown: Shown) -> Co
     return table
 
 
-def chat(answer: CreateCompletionResponse) -> CreateChatCompletionResponse:
-    """A completion as the assistant's message."""
+def chat(
+    answer: CreateCompletionResponse, calls: CallFormat | None = None
+) -> CreateChatCompletionResponse:
+    """A completion as the assistant's message. calls: how those are written of which it is."""
     [choice] = answer["choices"]
+    message: ChatCompletionResponseMessage = {"role": "assistant", "content": choice["text"]}
+    finish: str | None = choice["finish_reason"]
+    if calls is not None:
+        found = read(calls, choice["text"], salt=answer["id"])
+        message["content"] = found.text or None
+        if found.calls:
+            message["tool_calls"] = [as_message(call) for call in found.calls]
+            finish = "tool_calls" if finish == "stop" else finish
     return {
         "id": "chat" + answer["id"],
         "object": "chat.completion",
@@ -143,9 +156,9 @@ def chat(answer: CreateCompletionResponse) -> CreateChatCompletionResponse:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": choice["text"]},
+                "message": message,
                 "logprobs": _chat_logprobs(choice["logprobs"]),
-                "finish_reason": choice["finish_reason"],
+                "finish_reason": finish,
             }
         ],
         "usage": answer["usage"],
@@ -153,9 +166,10 @@ def chat(answer: CreateCompletionResponse) -> CreateChatCompletionResponse:
 
 
 def chat_chunks(
-    chunks: Iterable[CreateCompletionResponse],
+    chunks: Iterable[CreateCompletionResponse], calls: CallFormat | None = None
 ) -> Iterator[CreateChatCompletionStreamResponse]:
-    """A completion's chunks as a chat's: the role, then the content, then the reason."""
+    """A completion's chunks as a chat's: the role, then the content, then the reason. Calls come
+    whole."""
 
     def made(
         chunk: CreateCompletionResponse,
@@ -173,11 +187,31 @@ def chat_chunks(
             ],
         }
 
+    reader: CallReader | None = None
+    n_calls = 0
     for number, chunk in enumerate(chunks):
         if number == 0:
             yield made(chunk, {"role": "assistant"}, None, None)
         [choice] = chunk["choices"]
-        finish = choice["finish_reason"]
+        finish: str | None = choice["finish_reason"]
+        if calls is not None:
+            if reader is None:
+                reader = CallReader(calls, salt=chunk["id"])
+            found = reader.push(choice["text"])
+            text = found.text + (reader.flush().text if finish is not None else "")
+            for call in found.calls:
+                given: ChatCompletionStreamResponseDelta = {
+                    "tool_calls": [{"index": n_calls, **as_message(call)}]
+                }
+                yield made(chunk, given, None, None)
+                n_calls += 1
+            if text:
+                yield made(chunk, {"content": text}, None, None)
+            if finish is not None:
+                yield made(
+                    chunk, {}, None, "tool_calls" if n_calls and finish == "stop" else finish
+                )
+            continue
         delta: ChatCompletionStreamResponseDelta = (
             {"content": choice["text"]} if finish is None else {}
         )

@@ -21,12 +21,16 @@ from insula.engine.sampling import log_probabilities
 from insula.engine.stops import StopStrings
 from insula.engine.stream import Stream
 from insula.llm import LLM
-from insula.types import SamplingParams, TokenLogprob
+from insula.types import Constraint, SamplingParams, TokenLogprob
 
 
 @in_their_types
 def streamed(
-    llm: LLM, state: TokenState, ids: Sequence[int], params: SamplingParams
+    llm: LLM,
+    state: TokenState,
+    ids: Sequence[int],
+    params: SamplingParams,
+    constraint: Constraint | None = None,
 ) -> Iterator[Piece]:
     """The engine's answer. What it refuses is raised here, before the first piece."""
     sequence = list(ids)
@@ -36,7 +40,7 @@ def streamed(
         state.ids = sequence + (token_ids[:-1] if finish == "length" else token_ids)
         state.logits = None
 
-    return pieces(llm.stream(sequence, params), ended)
+    return pieces(llm.stream(sequence, params, constraint=constraint), ended)
 
 
 def pieces(

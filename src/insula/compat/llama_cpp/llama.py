@@ -23,7 +23,7 @@ from insula.compat.llama_cpp.errors import NotHereError, in_their_types, theirs
 from insula.compat.llama_cpp.files import described, pretrained
 from insula.compat.llama_cpp.llama_cache import BaseLlamaCache
 from insula.compat.llama_cpp.llama_core import SteppedModel, as_list, own_seed
-from insula.compat.llama_cpp.llama_grammar import LlamaGrammar, refuse
+from insula.compat.llama_cpp.llama_grammar import LlamaGrammar, constraint_of, refuse
 from insula.compat.llama_cpp.llama_types import (
     ChatCompletionFunction,
     ChatCompletionRequestFunctionCall,
@@ -197,8 +197,7 @@ class Llama(SteppedModel):
         """
         if suffix is not None:
             raise NotHereError("suffix: filling in is not here yet; ask with the model's own marks")
-        if grammar is not None:
-            refuse("grammar")
+        constraint = constraint_of(grammar)
         llm = self._open()
         ids = self._prompt(prompt)
         n_ctx = llm.n_ctx
@@ -231,6 +230,8 @@ class Llama(SteppedModel):
             seed=self._next_seed(seed),
         )
         if stopping_criteria or logits_processor or self._state.all_logits:
+            if constraint is not None:
+                refuse("grammar")
             pieces = stepped(
                 self._state,
                 llm.tokenizer,
@@ -245,7 +246,7 @@ class Llama(SteppedModel):
                 else StoppingCriteriaList(as_list(stopping_criteria)),
             )
         else:
-            pieces = streamed(llm, self._state, ids, params)
+            pieces = streamed(llm, self._state, ids, params, constraint)
         head = Head(model=self.model_path if model is None else model)
         if stream:
             return answers.completion_chunks(
@@ -328,34 +329,42 @@ class Llama(SteppedModel):
     ) -> CreateChatCompletionResponse | Iterator[CreateChatCompletionStreamResponse]:
         """Answer a conversation, in the model's own template or the one chosen at the start.
 
-        The text is what the model wrote, its reasoning and its calls of tools included. A choice
-        of tool that forces one, and a response_format other than text, need constrained decoding
-        and are refused. logprobs with top_logprobs None counts no alternatives.
+        response_format and grammar are held while the answer is generated. A tool_choice that
+        forces a call gives calls that the tools' schemas allow, in the message's tool_calls; else
+        the text is what the model wrote, its reasoning and its calls included. logprobs with
+        top_logprobs None counts no alternatives.
         """
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         if callable(self.chat_handler):
             answer: CreateChatCompletionResponse = self.chat_handler(llama=self, **arguments)
             return answer
-        chatting.refuse_forced(response_format, tool_choice, function_call)
         if media.needs(messages):
             seen: CreateChatCompletionResponse = self._seen(messages, arguments)
             return seen
         with theirs():
-            ids = self._template.prompt(
-                messages, chatting.offered(tools, functions), tool_choice or function_call
+            turn = self._template.turn(
+                messages,
+                tools=chatting.offered(tools, functions),
+                choice=chatting.chosen(tool_choice, function_call),
+                response_format=response_format,
+                grammar=grammar,
             )
         for name in ("messages", "functions", "function_call", "tools", "tool_choice"):
             del arguments[name]
         for name in ("response_format", "top_logprobs"):
             del arguments[name]
+        arguments["grammar"] = turn.grammar
         arguments["logprobs"] = (top_logprobs or 0) if logprobs else None
-        completion: Any = self.create_completion(prompt=ids, **arguments)
-        return answers.chat_chunks(completion) if stream else answers.chat(completion)
+        completion: Any = self.create_completion(prompt=turn.ids, **arguments)
+        if stream:
+            return answers.chat_chunks(completion, turn.calls)
+        return answers.chat(completion, turn.calls)
 
     def _seen(self, messages: Any, arguments: Mapping[str, Any]) -> Any:
         """The answer to a conversation with images or sound."""
         from insula.compat.llama_cpp.llama_chat_format import seen
 
+        chatting.refuse_forced(arguments)
         for name in ("grammar", "logits_processor", "tools", "functions"):
             if arguments[name]:
                 raise NotHereError(f"{name}: cannot be had together with images or sound")

@@ -90,10 +90,11 @@ class ChatCompletionLogprobs(TypedDict):
 
 
 class ChatCompletionResponseMessage(TypedDict):
-    """The assistant's message."""
+    """The assistant's message. tool_calls: where a call was asked for."""
 
     role: Literal["assistant"]
     content: str | None
+    tool_calls: NotRequired[list[dict[str, Any]]]
 
 
 class ChatCompletionResponseChoice(TypedDict):
@@ -121,6 +122,7 @@ class ChatCompletionStreamResponseDelta(TypedDict, total=False):
 
     role: Literal["assistant"]
     content: str
+    tool_calls: list[dict[str, Any]]
 
 
 class ChatCompletionStreamResponseChoice(TypedDict):
