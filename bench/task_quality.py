@@ -1,6 +1,6 @@
 """How good the likelihoods of `insula.tasks` are on one model: labels right, answers found.
 
-    python bench/task_quality.py --model FILE --questions DIR [--count 40]
+    python bench/task_quality.py --model NAME --questions DIR [--count 40]
 
 Sentiment: 50 sentences a language of task_sentences.json. Topics: 30 a language of
 task_topics.json, five labels. questions: where XQuAD's xquad.en.json and xquad.es.json lie; of the
@@ -129,7 +129,7 @@ def name(calibrate: bool) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", required=True, help="a name, or a path")
     parser.add_argument("--questions", type=Path, required=True)
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--dev", action="store_true", help="the texts for choosing; keeps no row")
@@ -141,7 +141,7 @@ def main() -> None:
             "machine": machine(),
             "isa": llm.model_info.isa,
             "model": llm.model_info.name,
-            "sha256": hashlib.sha256(asked.model.read_bytes()).hexdigest(),
+            "sha256": hashlib.sha256(Path(llm.model_info.path).read_bytes()).hexdigest(),
             "sentiment": sentiment(llm, part),
             "topics": topics(llm, part),
         }

@@ -48,7 +48,7 @@ def text_classification(
     """
     if top_k not in ("", None):
         whole(top_k, "top_k")
-    given = {"labels": labels, "question": question, "template": template}
+    given: dict[str, Any] = {"labels": labels, "question": question, "template": template}
     given |= {"length": None if length == "sum" else length, "calibrate": calibrate or None}
     if llm.gives == "scores":
         _refuse(given, "the model has a head with labels of its own")

@@ -6,7 +6,7 @@ Anything else is a ConfigError that names what was found and what is allowed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from insula.errors import ConfigError
 
@@ -67,4 +67,4 @@ def _text(value: Any, what: str) -> str:
         raise ConfigError(f"{what}: found {type(value).__name__}; allowed is a text")
     if not value.strip():
         raise ConfigError(f"{what} is empty; there is nothing to work on")
-    return cast("str", value)
+    return value

@@ -13,7 +13,7 @@ labels unlikely, as they are; "mean" divides by the number of tokens (arXiv:2005
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,7 @@ def scores(
     return found[:-1] - found[-1] if calibrate else found
 
 
-def hypothesis(template: str) -> tuple[str, str]:
+def hypothesis(template: Any) -> tuple[str, str]:
     """What stands before and after the label."""
     if not isinstance(template, str) or template.count("{}") != 1:
         raise ConfigError(f"the template is {template!r}; {{}} must be in it once, for the label")

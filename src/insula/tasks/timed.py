@@ -49,8 +49,7 @@ def timed(
     texts, _ = listed(prompts, "prompts")
     many = [lengths] if isinstance(lengths, int) else list(lengths)
     counts = [whole(length, "lengths") for length in many]
-    one = isinstance(models, LLM | str | os.PathLike)
-    for model in [models] if one else models:
+    for model in [models] if isinstance(models, LLM | str | os.PathLike) else models:
         began = time.perf_counter()
         llm, ours = opened(model, model_kwargs)
         load_seconds = time.perf_counter() - began if ours else 0.0
