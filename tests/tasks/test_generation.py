@@ -143,3 +143,18 @@ def test_the_course_loop(shared_llm: LLM, tiny_model) -> None:
         assert row.seconds > 0
     assert {r.load_seconds > 0 for r in rows[:4]} == {False}
     assert {r.load_seconds > 0 for r in rows[4:]} == {True}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"lengths": []}, "lengths: found an empty list"),
+        ({"lengths": [0]}, "lengths: found 0"),
+        ({"prompts": ""}, "prompts is empty"),
+        ({"models": []}, "models: found an empty list"),
+        ({"max_new_tokens": 3}, "is what lengths says"),
+    ],
+)
+def test_the_loop_refuses_before_it_runs(shared_llm: LLM, change, says) -> None:
+    with pytest.raises(ConfigError, match=says):
+        timed(**{"models": shared_llm, "prompts": "a", **change})

@@ -56,6 +56,10 @@ def test_pairs(classifier: LLM) -> None:
     assert together["score"] != text_classification(classifier, TEXTS[0])[0]["score"]
     with pytest.raises(ConfigError, match="text and text_pair"):
         text_classification(classifier, [{"text": "a"}])
+    with pytest.raises(ConfigError, match=r"inputs\[0\]: found list"):
+        text_classification(classifier, [["a", "b"]])
+    with pytest.raises(ConfigError, match=r"inputs\[0\].text_pair is empty"):
+        text_classification(classifier, {"text": "a", "text_pair": ""})
 
 
 def test_long_texts(classifier: LLM) -> None:

@@ -137,6 +137,20 @@ def test_refusals(shared_llm: LLM, change, says) -> None:
         zero_shot_classification(shared_llm, **given)
 
 
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ("joy", "found 1; two at least"),
+        ({"A": "a", "B": " "}, r"labels\['B'\] is empty"),
+        ({"A": "a"}, "two at least"),
+        (5, "found int"),
+    ],
+)
+def test_refused_labels(shared_llm: LLM, labels, says) -> None:
+    with pytest.raises(ConfigError, match=says):
+        text_classification(shared_llm, "a text", labels=labels)
+
+
 def test_what_needs_a_head_or_words_before_the_label(shared_llm: LLM, base_llm: LLM) -> None:
     with pytest.raises(UnsupportedError, match="multi_label"):
         zero_shot_classification(shared_llm, "a", ["a", "b"], multi_label=True)

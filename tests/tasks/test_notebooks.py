@@ -83,4 +83,4 @@ def test_it_says_what_is_stored(path: Path, store: Any) -> None:
                 "the outputs have changed; if they may, run tools/run_notebooks.py"
             )
             compared += bool(shown(new))
-    assert compared >= 3
+    assert compared >= 2

@@ -108,3 +108,16 @@ def test_a_model_that_cannot(shared_llm: LLM, embedder: LLM) -> None:
     for task in ("text-generation", "summarization", "sentiment-analysis"):
         with pytest.raises(UnsupportedError, match="vectors"):
             pipeline(task, embedder)(TEXT)
+
+
+def test_a_backend_without_logits(tiny_model) -> None:
+    pytest.importorskip("xllamacpp", reason="needs xllamacpp (extra: llamacpp)")
+    with LLM(tiny_model, engine="llamacpp") as llm:
+        answer = pipeline("summarization", llm)(TEXT, max_new_tokens=3)
+        assert "summary_text" in answer[0]
+        for task, inputs in (
+            ("sentiment-analysis", (TEXT,)),
+            ("question-answering", ("Who?", CONTEXT)),
+        ):
+            with pytest.raises(UnsupportedError, match="llamacpp"):
+                pipeline(task, llm)(*inputs)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from insula.errors import ConfigError, UnsupportedError
 from insula.llm import LLM
 from insula.tasks import labels as by_likelihood
-from insula.tasks.inputs import choice, listed, sequence, whole
+from insula.tasks.inputs import choice, listed, sequence, text, whole
 
 QUESTION = "What is the sentiment of this text?\n\nText: {text}"
 TEMPLATE = "The sentiment of this text is {}."
@@ -60,10 +60,8 @@ def text_classification(
             "the model has no head; the labels' likelihoods are given as shares of 1",
         )
         texts, one = listed(inputs)
-        words = by_likelihood.named(SENTIMENTS if labels is None else labels)
+        words = by_likelihood.named(SENTIMENTS if labels is None else labels, "labels")
         names, cut = tuple(words), ()
-        if len(names) < 2:
-            raise ConfigError(f"labels: found {len(names)}; two at least, or there is no choice")
         values = by_likelihood.softmax(
             by_likelihood.scores(
                 llm,
@@ -109,9 +107,9 @@ def _texts_or_pairs(inputs: Any) -> tuple[list[Any], bool]:
     texts: list[Any] = []
     for i, each in enumerate([inputs] if one else sequence(inputs, "inputs")):
         if not isinstance(each, Mapping):
-            texts += listed(each, f"inputs[{i}]")[0]
+            texts.append(text(each, f"inputs[{i}]"))
         elif set(each) == {"text", "text_pair"}:
-            texts.append(tuple(listed([each["text"], each["text_pair"]], f"inputs[{i}]")[0]))
+            texts.append(tuple(text(each[k], f"inputs[{i}].{k}") for k in ("text", "text_pair")))
         else:
             raise ConfigError(f"inputs[{i}]: allowed is a text, or a mapping of text and text_pair")
     return texts, one

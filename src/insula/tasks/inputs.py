@@ -14,8 +14,17 @@ from insula.errors import ConfigError
 def listed(inputs: Any, what: str = "inputs") -> tuple[list[str], bool]:
     """The texts as a list, and whether it was one text. None of them may be empty."""
     if isinstance(inputs, str):
-        return [_text(inputs, what)], True
-    return [_text(each, f"{what}[{i}]") for i, each in enumerate(sequence(inputs, what))], False
+        return [text(inputs, what)], True
+    return [text(each, f"{what}[{i}]") for i, each in enumerate(sequence(inputs, what))], False
+
+
+def text(value: Any, what: str) -> str:
+    """One text that is not empty."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{what}: found {type(value).__name__}; allowed is a text")
+    if not value.strip():
+        raise ConfigError(f"{what} is empty; there is nothing to work on")
+    return value
 
 
 def sequence(inputs: Any, what: str) -> list[Any]:
@@ -59,12 +68,4 @@ def choice(value: Any, name: str, allowed: Sequence[Any]) -> Any:
         raise ConfigError(
             f"{name}: found {value!r}; allowed: {', '.join(str(each) for each in allowed)}"
         )
-    return value
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise ConfigError(f"{what}: found {type(value).__name__}; allowed is a text")
-    if not value.strip():
-        raise ConfigError(f"{what} is empty; there is nothing to work on")
     return value

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from insula.errors import ConfigError
 from insula.llm import LLM
-from insula.tasks.inputs import choice
+from insula.tasks.inputs import choice, text
+from insula.tasks.inputs import labels as listed_labels
 from insula.tasks.prompts import asked
 
 Length = Literal["sum", "mean"]
@@ -51,7 +52,7 @@ def scores(
             "needs words before it"
         )
     before, _, after = question.partition("{text}")
-    prompts = [asked(llm, before + text + after, lead) for text in texts]
+    prompts = [asked(llm, before + each + after, lead) for each in texts]
     if calibrate:
         prompts.append(asked(llm, before + after, lead))
     told = llm.logprobs(
@@ -78,6 +79,12 @@ def softmax(scores_NL: NDArray[np.float64]) -> NDArray[np.float64]:
     return shares
 
 
-def named(labels: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    """The word that stands for each label."""
-    return dict(labels) if isinstance(labels, Mapping) else {label: label for label in labels}
+def named(labels: Any, name: str) -> dict[str, str]:
+    """The word that stands for each of two labels or more: itself, or what a mapping says."""
+    if isinstance(labels, Mapping):
+        words = {label: text(word, f"{name}[{label!r}]") for label, word in labels.items()}
+    else:
+        words = {label: label for label in listed_labels(labels, name)}
+    if len(words) < 2:
+        raise ConfigError(f"{name}: found {len(words)}; two at least, or there is no choice")
+    return words

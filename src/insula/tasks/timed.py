@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from insula.errors import ConfigError
 from insula.llm import LLM
-from insula.tasks.inputs import listed, whole
+from insula.tasks.inputs import listed, sequence, whole
 from insula.tasks.loading import opened
 from insula.tasks.options import generation
 from insula.tasks.prompts import check_generates
@@ -47,16 +48,30 @@ def timed(
     Raises ConfigError, ContextOverflowError, UnsupportedError, and what loading raises.
     """
     texts, _ = listed(prompts, "prompts")
-    many = [lengths] if isinstance(lengths, int) else list(lengths)
+    many = [lengths] if isinstance(lengths, int) else sequence(lengths, "lengths")
     counts = [whole(length, "lengths") for length in many]
-    for model in [models] if isinstance(models, LLM | str | os.PathLike) else models:
+    if "max_new_tokens" in options:
+        raise ConfigError("max_new_tokens: is what lengths says; give it there")
+    alone = isinstance(models, LLM | str | os.PathLike)
+    listed_models = [models] if alone else sequence(models, "models")
+    return _rows(listed_models, texts, counts, model_kwargs, options)
+
+
+def _rows(
+    models: list[Any],
+    texts: list[str],
+    lengths: list[int],
+    model_kwargs: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+) -> Iterator[Timed]:
+    for model in models:
         began = time.perf_counter()
         llm, ours = opened(model, model_kwargs)
         load_seconds = time.perf_counter() - began if ours else 0.0
         try:
             check_generates(llm)
             for text in texts:
-                for length in counts:
+                for length in lengths:
                     params = generation(llm, {**options, "max_new_tokens": length}, draw=False)
                     began = time.perf_counter()
                     completion = llm.generate(text, params, use_cache=False)
