@@ -96,10 +96,12 @@ def _shared(choices: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[in
     A choice needs the logits before each of its tokens, so all of its tokens but the last; that
     may be the beginning of what another one needs.
     """
+    bodies = sorted({choice[:-1] for choice in choices}, key=len, reverse=True)
+    lengths = {len(body) for body in bodies}
     host: dict[tuple[int, ...], tuple[int, ...]] = {}
-    for body in sorted({choice[:-1] for choice in choices}, key=len, reverse=True):
+    for body in bodies:
         if body not in host:
-            for n in range(len(body) + 1):
+            for n in lengths:
                 host.setdefault(body[:n], body)
     serves: dict[tuple[int, ...], list[int]] = {}
     for i, choice in enumerate(choices):
