@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from insula.hub.catalog import CATALOG, DEFAULT_MODEL
-from insula.hub.store import ModelStore
+from insula.hub.store import Manifest, ModelStore
 
 
 def find_default_model() -> Path | None:
@@ -28,3 +28,25 @@ def find_default_model() -> Path | None:
 
 
 WHERE_TO_GET_IT = "the default model is not here: insula pull smollm2:135m, or INSULA_TEST_MODEL"
+
+
+def store_with(model: Path) -> ModelStore:
+    """The store below INSULA_HOME, made to have the default model, as after `insula pull`."""
+    entry = CATALOG[DEFAULT_MODEL]
+    store = ModelStore()
+    store.prepare()
+    part = store.partial / "part"
+    part.symlink_to(model)
+    part.replace(store.blob_path(entry.sha256))
+    store.add(
+        Manifest(
+            name=entry.name,
+            file=entry.file,
+            sha256=entry.sha256,
+            size=entry.size,
+            source="test",
+            licence=entry.licence,
+            pulled="2026-01-01T00:00:00+00:00",
+        )
+    )
+    return store

@@ -19,7 +19,12 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 def run(path: Path) -> None:
     """Execute one notebook and write it back."""
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    nbclient.NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.resolve().parent)}},  # where it imports from
+    ).execute()
     for number, cell in enumerate(c for c in notebook.cells if c["cell_type"] == "code"):
         cell["metadata"] = {}
         cell["execution_count"] = number + 1
@@ -43,6 +48,6 @@ def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
 
 
 if __name__ == "__main__":
-    for name in [Path(a) for a in sys.argv[1:]] or sorted(EXAMPLES.glob("*.ipynb")):
+    for name in [Path(a) for a in sys.argv[1:]] or sorted(EXAMPLES.rglob("*.ipynb")):
         run(name)
         print(name)

@@ -28,12 +28,10 @@ from insula.errors import ConfigError
 from insula.given import Adapters, Prompt, named_adapters, plain_ids, prompts
 from insula.llm_chat import ChatMethods
 from insula.llm_embeddings import EmbeddingMethods
+from insula.llm_scoring import ScoringMethods
 from insula.types import Activity, Completion, Constraint, ModelInfo, SamplingParams
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from insula.hub.defaults import ModelDefaults
     from insula.hub.transport import Progress
 
@@ -51,7 +49,7 @@ _NAMES = (
 )
 
 
-class LLM(ChatMethods, EmbeddingMethods):
+class LLM(ChatMethods, EmbeddingMethods, ScoringMethods):
     """A loaded model. Close it, or use it as a context manager.
 
     model_info says what was loaded, which engine runs it and why. tokenizer is the model's.
@@ -355,38 +353,6 @@ class LLM(ChatMethods, EmbeddingMethods):
     def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of ids; U+FFFD where they do not make whole characters. Raises TokenizerError."""
         return self.tokenizer.decode(plain_ids(ids), skip_special=skip_special)
-
-    def perplexity(
-        self, text: Prompt, *, window: int | None = None, stride: int | None = None
-    ) -> float:
-        """How surprised the model is by a text: exp of the mean negative natural-log likelihood
-        per token, over windows of `window` tokens (default: the context) that begin `stride`
-        apart (default: half a window). See `engine.scoring.perplexity` for the formula.
-
-        A text is encoded with the begin token and without looking for control tokens.
-        Raises ConfigError, UnsupportedError (the backend gives no logits).
-        """
-        from insula.engine import scoring
-
-        if "conversation" in self._engine.takes:
-            require(self._engine.name, "perplexity")
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else plain_ids(text)
-        return scoring.perplexity(self._engine, ids, window=window, stride=stride)
-
-    def logits(
-        self, ids: Sequence[int], *, first: int = 0, use_cache: bool = False
-    ) -> NDArray[np.float32]:
-        """Raw logits float32 [T - first, n_vocab]: row t is for the token after ids[first + t].
-
-        use_cache: what lies before `first` may come from the prefix cache, and stays in it, so
-        that going on token by token computes each token once.
-        Raises ConfigError, ContextOverflowError, UnsupportedError.
-        """
-        from insula.engine import scoring
-
-        if "conversation" in self._engine.takes:
-            require(self._engine.name, "logits")
-        return scoring.prompt_logits(self._engine, plain_ids(ids), first=first, use_cache=use_cache)
 
     def close(self) -> None:
         """Cancel what runs and free the model. Twice is harmless."""

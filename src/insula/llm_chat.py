@@ -15,7 +15,7 @@ from insula.given import wanted_form
 from insula.types import Completion, Constraint, Message, ModelInfo, SamplingParams
 
 if TYPE_CHECKING:
-    from insula.chat.prompt import ChatFormat, Overflow
+    from insula.chat.prompt import ChatFormat, ChatPrompt, Overflow
     from insula.chat.session import ChatSession
     from insula.chat.templates import ChatTemplate
     from insula.hub.defaults import ModelDefaults
@@ -265,6 +265,29 @@ class ChatMethods:
             notes=self.model_info.notes,
             model=self.model_info.name,
         )
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        template: ChatTemplate | str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+    ) -> ChatPrompt:
+        """The conversation as `chat` gives it to the model, ready for the assistant's answer: its
+        text and its ids. Options as in `chat`; what is too long for the context is refused by
+        whoever runs it.
+
+        Raises ConfigError, TemplateError, UnsupportedError (the backend has the template itself).
+        """
+        from insula.chat.prompt import plain_messages
+
+        if "conversation" in self._engine.takes:
+            require(self._engine.name, "tokenizer")
+        given = self._with_defaults(plain_messages(messages))
+        return self._chat_format(
+            template, tools, template_arguments, choice=None, parallel=None
+        ).prompt(given)
 
     def _check_adapter(self, adapter: str | None) -> None:
         if adapter is not None:

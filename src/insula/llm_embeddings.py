@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from insula.errors import UnsupportedError
 from insula.given import listed_texts
-from insula.types import Embeddings, ModelInfo
+from insula.types import Embeddings, HeadScores, HiddenStates, ModelInfo
 
 if TYPE_CHECKING:
     from insula.engine.embedding import EmbeddingEngine
@@ -18,6 +18,18 @@ class EmbeddingMethods:
 
     model_info: ModelInfo
     _engine: Any
+
+    @property
+    def gives(self) -> Literal["text", "vectors", "scores", "states"]:
+        """What the model is for: text (generate, chat, logits), vectors (embed), a head's scores
+        (rerank, classify), or states alone (hidden_states), where its file states no pooling."""
+        from insula.engine.embedding import EmbeddingEngine
+
+        if not isinstance(self._engine, EmbeddingEngine):
+            return "text"
+        if self._engine.pooling is None:
+            return "states"
+        return "vectors" if self._engine.pooling.head is None else "scores"
 
     def embed(
         self,
@@ -66,6 +78,31 @@ class EmbeddingMethods:
         from insula.engine import embedding
 
         return embedding.classify(self._embedding_engine(), listed_texts(texts), truncate=truncate)
+
+    def head_scores(
+        self, texts: Sequence[str | tuple[str, str]], *, truncate: bool = False
+    ) -> HeadScores:
+        """The raw scores of the model's head, of texts or of pairs of texts as the model's kind
+        joins them, with its labels and a report. truncate: cut what is longer than the model
+        reads, of a pair the second text; otherwise it is an error.
+
+        Raises ConfigError, ContextOverflowError, UnsupportedError (the model has no head).
+        """
+        from insula.engine import embedding
+
+        listed = listed_texts(texts, one=False)
+        return embedding.head_scores(self._embedding_engine(), listed, truncate=truncate)
+
+    def hidden_states(self, texts: str | Sequence[str], *, truncate: bool = False) -> HiddenStates:
+        """The states [T, D] of each text's tokens, those around it included, before any pooling or
+        head, and a report. truncate: as in `embed`.
+
+        Raises ConfigError, ContextOverflowError, UnsupportedError (the model gives no states).
+        """
+        from insula.engine import embedding
+
+        engine = self._embedding_engine()
+        return embedding.hidden_states(engine, listed_texts(texts), truncate=truncate)
 
     def _embedding_engine(self) -> EmbeddingEngine:
         from insula.engine.embedding import EmbeddingEngine

@@ -219,6 +219,23 @@ class Embeddings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadScores:
+    """scores: a head's raw ones, float32 [n, L], one row per text; labels: of its L columns."""
+
+    labels: tuple[str, ...]
+    scores: NDArray[np.float32]
+    report: EmbeddingReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenStates:
+    """states: float32 [T, D] of each text's T tokens, those around it included."""
+
+    states: tuple[NDArray[np.float32], ...]
+    report: EmbeddingReport
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """What was loaded and how it runs. Sizes in bytes, contexts in tokens; 0 and "unknown" for
     what a remote server does not say.

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from insula.hub.catalog import CATALOG, DEFAULT_MODEL
-from insula.hub.store import Manifest, ModelStore
+from default_model import store_with
+from insula.hub.store import ModelStore
 
 nbformat = pytest.importorskip("nbformat", reason="the dev extra is not installed")
 nbclient = pytest.importorskip("nbclient", reason="the dev extra is not installed")
@@ -24,24 +24,7 @@ def store(default_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A store that has the default model, as after `insula pull`."""
     monkeypatch.setenv("INSULA_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    entry = CATALOG[DEFAULT_MODEL]
-    store = ModelStore()
-    store.prepare()
-    part = store.partial / "part"
-    part.symlink_to(default_model)
-    part.replace(store.blob_path(entry.sha256))
-    store.add(
-        Manifest(
-            name=entry.name,
-            file=entry.file,
-            sha256=entry.sha256,
-            size=entry.size,
-            source="test",
-            licence=entry.licence,
-            pulled="2026-01-01T00:00:00+00:00",
-        )
-    )
-    return store
+    return store_with(default_model)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from insula.errors import ConfigError, ContextOverflowError, EngineError, Unsupp
 from insula.ops.graph import Head, Pooling
 from insula.ops.pooling import pooled, wanted_rows
 from insula.tokenizer import Tokenizer as Vocabulary
-from insula.types import EmbeddingReport, Embeddings
+from insula.types import EmbeddingReport, Embeddings, HeadScores, HiddenStates
 
 F32 = NDArray[np.float32]
 
@@ -174,6 +174,19 @@ class EmbeddingEngine:
                 at += len(rows)
         return out
 
+    def states(self, sequences: Sequence[Ids]) -> list[F32]:
+        """Hidden states [T, D] of each sequence's tokens, before any pooling or head."""
+        out: list[F32] = [np.empty((0, self.n_out), dtype=np.float32)] * len(sequences)
+        for batch in self._batches(sequences):
+            chosen = [sequences[i] for i in batch]
+            hidden = self._step(chosen, [range(len(s.tokens)) for s in chosen])
+            at = 0
+            for i in batch:
+                n = len(sequences[i].tokens)
+                out[i] = hidden[at : at + n].copy()
+                at += n
+        return out
+
     def need_pooling(self) -> Pooling:
         """The pooling that the file states. Raises UnsupportedError if it states none."""
         if self.pooling is None:
@@ -283,6 +296,16 @@ def embed(
     return Embeddings(vectors=vectors, report=engine.report(sequences, time.perf_counter() - began))
 
 
+def hidden_states(
+    engine: EmbeddingEngine, texts: Sequence[str], *, truncate: bool = False
+) -> HiddenStates:
+    """States of each text's tokens, before any pooling or head."""
+    began = time.perf_counter()
+    sequences = [engine.ids(text, truncate=truncate) for text in texts]
+    states = tuple(engine.states(sequences))
+    return HiddenStates(states=states, report=engine.report(sequences, time.perf_counter() - began))
+
+
 def rerank(
     engine: EmbeddingEngine,
     query: str,
@@ -316,20 +339,41 @@ def classify(
 ) -> list[dict[str, float]]:
     """For each text the probability of each label, the likeliest first: softmax of the head's
     scores, or of a single score its logistic function."""
-    head = engine.need_head()
-    sequences = [engine.ids(text, truncate=truncate) for text in _while(texts, stop)]
-    scores = engine.run(sequences, stop).astype(np.float64)
-    labels = head.labels or tuple(f"LABEL_{i}" for i in range(scores.shape[1]))
+    told = head_scores(engine, texts, truncate=truncate, stop=stop)
     found = []
-    for row in scores:
+    for row in told.scores.astype(np.float64):
         if len(row) == 1:
             p = 1 / (1 + np.exp(-row))
         else:
             p = np.exp(row - row.max())
             p /= p.sum()
         order = np.argsort(-p, kind="stable")
-        found.append({labels[i]: float(p[i]) for i in order})
+        found.append({told.labels[i]: float(p[i]) for i in order})
     return found
+
+
+def head_scores(
+    engine: EmbeddingEngine,
+    texts: Sequence[str | tuple[str, str]],
+    *,
+    truncate: bool = False,
+    stop: Stop | None = None,
+) -> HeadScores:
+    """What the head says of texts, or of pairs of texts."""
+    head = engine.need_head()
+    began = time.perf_counter()
+    sequences = [
+        engine.ids(text, truncate=truncate)
+        if isinstance(text, str)
+        else engine.pair(*text, truncate=truncate)
+        for text in _while(texts, stop)
+    ]
+    scores = engine.run(sequences, stop)
+    return HeadScores(
+        labels=head.labels or tuple(f"LABEL_{i}" for i in range(scores.shape[1])),
+        scores=scores,
+        report=engine.report(sequences, time.perf_counter() - began),
+    )
 
 
 def _while(items: Sequence[Any], stop: Stop | None) -> Iterator[Any]:

@@ -1,4 +1,5 @@
-"""What a model makes of a given text: raw logits, and perplexity over windows.
+"""What a model makes of a given text: raw logits, probabilities of what may follow, and perplexity
+over windows.
 
 Owns the formulas. Everything is asked of the engine as requests that generate nothing, so it
 shares batches with whatever else runs, leaves nothing in the prefix cache unless it is told to, and
@@ -7,13 +8,14 @@ needs memory for a few rows of logits at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
 
-from insula.engine.request import LogitsCallback, Request, TextEngine, Tokenizer
+from insula.engine.request import Handle, LogitsCallback, Request, TextEngine, Tokenizer
 from insula.engine.sampling import log_probabilities
 from insula.errors import ConfigError
 from insula.types import SamplingParams, TokenLogprob
@@ -37,6 +39,106 @@ def prompt_logits(
 
     _evaluate(engine, ids, take, first, use_cache=use_cache)
     return out
+
+
+def continuation_logprobs(
+    engine: TextEngine,
+    prompts: Sequence[tuple[int, ...]],
+    continuations: Sequence[Sequence[tuple[int, ...]]],
+    *,
+    use_cache: bool = True,
+    salt: str = "",
+    adapter: str | None = None,
+) -> list[list[NDArray[np.float64]]]:
+    """For each prompt and each of its continuations, ln p of each of the continuation's tokens:
+
+        ln p(c[j] | prompt, c[0 .. j-1])
+
+    All run together. What several continuations have in common is asked for once, and their prompt
+    is computed once if the cache may be used. Raises ConfigError for an empty prompt or
+    continuation, and what `submit` raises.
+    """
+    n_vocab = engine.n_vocab
+    for prompt, choices in zip(prompts, continuations, strict=True):
+        if not prompt or not all(choices):
+            raise ConfigError(
+                "a prompt or a continuation has no tokens; each needs one at least, or there is "
+                "nothing whose probability could be told"
+            )
+        wrong = [i for choice in choices for i in choice if not 0 <= i < n_vocab]
+        if wrong:
+            raise ConfigError(f"token id {wrong[0]}: the vocabulary has 0 to {n_vocab - 1}")
+    found = [[np.empty(len(c)) for c in choices] for choices in continuations]
+    requests = []
+    for prompt, choices, out in zip(prompts, continuations, found, strict=True):
+        for asked, served in _shared(choices).items():
+            requests.append(
+                Request(
+                    ids=(*prompt, *asked),
+                    params=_EVALUATE,
+                    use_cache=use_cache,
+                    salt=salt,
+                    adapter=adapter,
+                    on_prompt_logits=_picker(
+                        len(prompt) - 1, [(choices[i], out[i]) for i in served]
+                    ),
+                    prompt_logits_from=len(prompt) - 1,
+                )
+            )
+    with _submitted(engine, requests) as handles:
+        for handle in handles:
+            handle.result()
+    return found
+
+
+def _shared(choices: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[int]]:
+    """What must be computed after the prompt, and which of the choices each of it serves.
+
+    A choice needs the logits before each of its tokens, so all of its tokens but the last; that
+    may be the beginning of what another one needs.
+    """
+    bodies = sorted({choice[:-1] for choice in choices}, key=len, reverse=True)
+    lengths = {len(body) for body in bodies}
+    host: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for body in bodies:
+        if body not in host:
+            for n in lengths:
+                host.setdefault(body[:n], body)
+    serves: dict[tuple[int, ...], list[int]] = {}
+    for i, choice in enumerate(choices):
+        serves.setdefault(host[choice[:-1]], []).append(i)
+    return serves
+
+
+def _picker(
+    first: int, served: Sequence[tuple[tuple[int, ...], NDArray[np.float64]]]
+) -> LogitsCallback:
+    """Writes ln p of each choice's j-th token, told by the logits of position first + j."""
+
+    def take(start: int, logits_TV: NDArray[np.float32]) -> None:
+        for j, row in enumerate(logits_TV, start=start - first):
+            wanted = [(choice, out) for choice, out in served if j < len(choice)]
+            if wanted:
+                x = row.astype(np.float64)
+                top = x.max()
+                total = top + np.log(np.exp(x - top).sum())
+                for choice, out in wanted:
+                    out[j] = x[choice[j]] - total
+
+    return take
+
+
+@contextmanager
+def _submitted(engine: TextEngine, requests: Sequence[Request]) -> Iterator[list[Handle]]:
+    """The requests' handles; none goes on alone if one fails."""
+    handles: list[Handle] = []
+    try:
+        for request in requests:
+            handles.append(engine.submit(request))
+        yield handles
+    finally:
+        for handle in handles:
+            handle.cancel()
 
 
 def perplexity(
@@ -135,8 +237,5 @@ def _evaluate(
         on_prompt_logits=take,
         prompt_logits_from=first,
     )
-    handle = engine.submit(request)
-    try:
+    with _submitted(engine, [request]) as [handle]:
         handle.result()
-    finally:
-        handle.cancel()
