@@ -72,7 +72,7 @@ def serve(
     try:
         from starlette.middleware import Middleware
 
-        from insula.server import errors, routes, run, settings
+        from insula.server import errors, logs, routes, run, settings
         from insula.server.app import create_app
         from insula.server.catalogue import Catalogue
         from insula.server.denied import Denied
@@ -99,6 +99,7 @@ def serve(
         write(settings.to_toml(loaded))
         return
     found = loaded.settings
+    logs.set_up(form=found.log, level=found.log_level)
     load = {"n_ctx": ctx, "n_threads": threads, "kv_type": kv_type}
     options = ServeOptions(
         models=found.models,
@@ -111,6 +112,7 @@ def serve(
         limits=Limits(
             body=found.body,
             body_time=found.body_seconds,
+            head=found.head,
             head_time=found.head_seconds,
             stall=found.stall_seconds,
         ),

@@ -26,7 +26,7 @@ FIELDS = frozenset(
     }
 )
 LONGEST = 500
-_QUIET = ("uvicorn.access", "httpx", "httpx2", "asyncio")
+_QUIET = ("uvicorn.access", "uvicorn.error", "httpx", "httpx2", "asyncio")
 
 _Event = MutableMapping[str, Any]
 

@@ -16,6 +16,7 @@ class Limits:
     """
 
     body: int = 10 << 20
+    head: int = 16 << 10
     json_depth: int = 64
     samples: int = 8
     prompts: int = 128

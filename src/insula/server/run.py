@@ -24,8 +24,6 @@ from insula.server.connection import bounded
 from insula.server.options import ServeOptions
 from insula.server.state import Server
 
-#: Headers of one request, in bytes.
-HEAD_BYTES = 16 << 10
 #: What the system keeps of a response that nobody reads, in bytes.
 SEND_BUFFER = 128 << 10
 #: Seconds that cut answers have to say so.
@@ -85,7 +83,7 @@ class Serving(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=int(options.grace) + LAST_WORDS,
-                h11_max_incomplete_event_size=HEAD_BYTES,
+                h11_max_incomplete_event_size=options.limits.head,
             )
         )
         self._server = server
