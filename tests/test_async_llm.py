@@ -38,6 +38,21 @@ def test_three_hundred_at_once_say_what_each_says_alone(llm: LLM) -> None:
     assert asyncio.run(main()) == alone * 10
 
 
+@pytest.mark.slow
+def test_three_thousand_streams_at_once(llm: LLM) -> None:
+    few = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    alone = [llm.generate(prompt(i), few).token_ids for i in range(30)]
+
+    async def one(answers: AsyncLLM, i: int) -> tuple[int, ...]:
+        return tuple([t async for chunk in answers.stream(prompt(i), few) for t in chunk.token_ids])
+
+    async def main() -> list[tuple[int, ...]]:
+        answers = AsyncLLM(llm)
+        return await asyncio.gather(*(one(answers, i % 30) for i in range(3000)))
+
+    assert asyncio.run(main()) == alone * 100
+
+
 def test_chunks_come_one_by_one_and_make_the_whole(llm: LLM) -> None:
     async def main() -> None:
         chunks = [chunk async for chunk in AsyncLLM(llm).stream(prompt(1), GREEDY)]
