@@ -90,6 +90,29 @@ def test_other_grammars(llm: LLM, constraint: Constraint, pattern: str) -> None:
         assert re.fullmatch(pattern, answer.text), answer.text
 
 
+#: JSON of lists and strings in GBNF: escapes, classes, counts, comments.
+NESTED = r"""
+root   ::= list
+list   ::= "[" ws (item ("," ws item)*)? "]"
+item   ::= list | string # either
+string ::=
+  "\"" (
+    [^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-f]{4})
+  ){0,6} "\""
+ws     ::= | " " | "\n" [ \t]{0,3}
+"""
+
+
+def test_gbnf_with_all_its_notation(llm: LLM) -> None:
+    ended = 0
+    for seed in range(10):
+        answer = llm.generate("Say", grammar=NESTED, max_tokens=200, seed=seed)
+        if answer.finish_reason == "stop":
+            assert isinstance(json.loads(answer.text), list)
+            ended += 1
+    assert ended
+
+
 def test_any_object(llm: LLM) -> None:
     ended = 0
     for seed in range(12):
