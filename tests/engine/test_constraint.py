@@ -198,6 +198,8 @@ def test_what_cannot_be_held_is_named(llm: LLM, schema: object, keyword: str) ->
         (Constraint(kind="json_schema", text="false"), "allows nothing"),
         (Constraint(kind="json_schema", text='{"const": NaN}'), "not JSON"),
         (Constraint(kind="json_schema", text=""), "is empty"),
+        (Constraint(kind="json_schema", text='{"const": "\\ud800"}'), "half a surrogate pair"),
+        (Constraint(kind="llguidance", text="[" * 300 + "]" * 300), "nested too deeply"),
         (Constraint(kind="regex", text="(a"), "cannot be followed"),
         (Constraint(kind="regex", text="(?=a)b"), "look-around"),
         (Constraint(kind="lark", text="start: nothing"), "cannot be followed"),
