@@ -449,7 +449,11 @@ def test_a_text_in_parts_is_joined(llm: LLM) -> None:
     session.send({"role": "user", "content": parts})
     assert session.messages[0] == user("one\ntwo")
     # An assistant that calls tools need not say anything.
-    calls = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    calls = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "1", "function": {"name": "now"}}],
+    }
     llm.chat([user("a"), calls, {"role": "tool", "content": "12:00"}], **GREEDY)
 
 

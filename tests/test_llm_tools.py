@@ -90,7 +90,7 @@ def check(answer: Completion) -> None:
 @pytest.mark.parametrize("parallel", [True, False])
 def test_required(llm: LLM, template: str | None, *, parallel: bool) -> None:
     ended = several = 0
-    for seed in range(8):
+    for seed in range(12):
         options: dict[str, Any] = {
             "template": template,
             "tools": TOOLS,
@@ -113,7 +113,7 @@ def test_required(llm: LLM, template: str | None, *, parallel: bool) -> None:
         assert "".join(chunk.text for chunk in chunks) == answer.text
         assert sum((chunk.tool_calls for chunk in chunks), ()) == answer.tool_calls
         assert chunks[-1].finish_reason == answer.finish_reason
-    assert ended >= 4
+    assert ended >= 6
     assert bool(several) is (parallel and template is not LLAMA3)
 
 
@@ -273,6 +273,10 @@ def test_the_same_question_has_the_same_calls(llm: LLM) -> None:
             "of type 'array'",
         ),
         ({"tools": [{"function": {"name": "a", "parameters": 3}}]}, "parameters is int"),
+        (
+            {"tools": [{"function": {"name": "a", "parameters": {"properties": {"b": {1, 2}}}}}]},
+            "not JSON",
+        ),
         ({"tools": TOOLS, "tool_choice": "always"}, "tool_choice: found 'always'"),
         ({"tools": TOOLS, "tool_choice": {"function": {"name": "then"}}}, "called 'then'"),
         ({"tool_choice": "required"}, "no tools"),
@@ -282,6 +286,28 @@ def test_the_same_question_has_the_same_calls(llm: LLM) -> None:
 def test_what_is_no_tool(llm: LLM, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         llm.chat([user("a")], max_tokens=1, **options)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None, "tool_calls": "now"},
+        {"role": "assistant", "content": None, "tool_calls": ["now"]},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": "{}"}}]},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": 3}}]},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": [], "function": {"name": "a"}}]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"function": {"name": "a", "arguments": {"x": object()}}}],
+        },
+        {"role": "tool", "content": "3", "tool_call_id": {}},
+    ],
+)
+@pytest.mark.parametrize("template", [None, HERMES])
+def test_calls_that_are_none(llm: LLM, message: dict[str, Any], template: str | None) -> None:
+    with pytest.raises(ConfigError, match=r"messages\[1\]"):
+        llm.chat([user("a"), message], template=template, max_tokens=1)
 
 
 def test_a_schema_that_cannot_be_held_is_refused(llm: LLM) -> None:

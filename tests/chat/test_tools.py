@@ -179,7 +179,7 @@ def test_reasoning_is_read_before_calls() -> None:
 def test_the_grammar_takes_what_the_model_was_trained_on(
     published_templates: dict[str, str], tokenizer: Tokenizer, name: str, choice: str
 ) -> None:
-    """A call as the template itself writes it, control tokens and all, and no other."""
+    """A call as the format has it, control tokens and all, and no other."""
     source = published_templates[name]
     form = KNOWN[name]
     assert form is not None
@@ -229,4 +229,4 @@ def test_json_of_the_description_is_one_line_a_tool(tokenizer: Tokenizer) -> Non
     assert [json.loads(line)["name"] for line in listed] == ["get_weather", "now"]
     assert text.startswith("[system]Be kind.\n\nYou can call these tools.")
     assert '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Avilés"}}' in text
-    assert "[user]<tool_response>\nIt rains.\n</tool_response>" in text
+    assert "[user]The result of get_weather:\nIt rains." in text

@@ -90,6 +90,29 @@ def test_other_grammars(llm: LLM, constraint: Constraint, pattern: str) -> None:
         assert re.fullmatch(pattern, answer.text), answer.text
 
 
+#: JSON of lists and strings in GBNF: escapes, classes, counts, comments.
+NESTED = r"""
+root   ::= list
+list   ::= "[" ws (item ("," ws item)*)? "]"
+item   ::= list | string # either
+string ::=
+  "\"" (
+    [^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-f]{4})
+  ){0,6} "\""
+ws     ::= | " " | "\n" [ \t]{0,3}
+"""
+
+
+def test_gbnf_with_all_its_notation(llm: LLM) -> None:
+    ended = 0
+    for seed in range(10):
+        answer = llm.generate("Say", grammar=NESTED, max_tokens=200, seed=seed)
+        if answer.finish_reason == "stop":
+            assert isinstance(json.loads(answer.text), list)
+            ended += 1
+    assert ended
+
+
 def test_any_object(llm: LLM) -> None:
     ended = 0
     for seed in range(12):
@@ -175,6 +198,8 @@ def test_what_cannot_be_held_is_named(llm: LLM, schema: object, keyword: str) ->
         (Constraint(kind="json_schema", text="false"), "allows nothing"),
         (Constraint(kind="json_schema", text='{"const": NaN}'), "not JSON"),
         (Constraint(kind="json_schema", text=""), "is empty"),
+        (Constraint(kind="json_schema", text='{"const": "\\ud800"}'), "half a surrogate pair"),
+        (Constraint(kind="llguidance", text="[" * 300 + "]" * 300), "nested too deeply"),
         (Constraint(kind="regex", text="(a"), "cannot be followed"),
         (Constraint(kind="regex", text="(?=a)b"), "look-around"),
         (Constraint(kind="lark", text="start: nothing"), "cannot be followed"),

@@ -17,7 +17,6 @@ from insula.chat import tool_messages
 from insula.chat.reasoning import TAGS, ReasoningFormat
 from insula.chat.tools import (
     HERMES,
-    TEXT,
     CallFormat,
     Choice,
     Tool,
@@ -163,4 +162,4 @@ def _thought(
     end = terminal(tokenizer, closing)
     thought = f"thought{'[lazy]' if control is None else ''}: THOUGHT {end}"
     block = f'{terminal(tokenizer, opening) if opening else ""} thought "\\n"? "\\n"?'
-    return f"first: {f'({block})?' if opening else block}\n{thought}\nTHOUGHT: {TEXT}"
+    return f"first: {f'({block})?' if opening else block}\n{thought}\nTHOUGHT: {grammars.TEXT}"

@@ -19,6 +19,7 @@ from insula.chat.formats import FORMATS
 from insula.chat.go_template import is_go
 from insula.chat.plain import Rendered, marked, unmarked
 from insula.chat.templates import ChatTemplate
+from insula.chat.tool_messages import check_calls
 from insula.engine.request import Tokenizer
 from insula.errors import ConfigError, ContextOverflowError, TemplateError
 from insula.locale import text
@@ -214,6 +215,7 @@ def plain_messages(messages: Any) -> list[Message]:
 
 
 def _plain_message(at: int, message: Message) -> Message:
+    check_calls(f"messages[{at}]", message)
     content = message.get("content")
     if isinstance(content, str):
         return message

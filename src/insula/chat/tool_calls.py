@@ -40,6 +40,7 @@ class CallReader:
         self._held = ""  # not given out: perhaps a mark, or a call that has begun
         self._scanned = 0  # of what is held, as far as `_ObjectEnd` has read
         self._object: _ObjectEnd | None = None
+        self._start = 0  # of the object
         self._given = 0
 
     def push(self, text: str) -> Read:

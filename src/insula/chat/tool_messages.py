@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from insula.chat.tools import Tool
+from insula.errors import ConfigError
 from insula.types import Message
 
 _DESCRIPTION = (
@@ -21,13 +22,41 @@ _DESCRIPTION = (
     "schema:\n<tools>\n{tools}\n</tools>\n"
     "To call a tool, write its name and arguments like this, and nothing after it:\n"
     '<tool_call>\n{{"name": "tool name", "arguments": {{"parameter": "value"}}}}\n</tool_call>\n'
-    "The result then comes between <tool_response> and </tool_response>."
+    "The user then tells you its result."
 )
+
+
+_CALL = '{"id": ..., "type": "function", "function": {"name": ..., "arguments": ...}}'
 
 
 def knows_calls(template: str) -> bool:
     """Whether a template's source has a place for calls and their results."""
     return re.search(r"\btool_calls\b", template) is not None
+
+
+def check_calls(where: str, message: Message) -> None:
+    """Raises ConfigError unless the calls and ids of a message are what OpenAI writes."""
+    if not isinstance(message.get("tool_call_id"), str | None):
+        raise ConfigError(f"{where}: tool_call_id is no text; allowed: the id of a call")
+    calls = message.get("tool_calls")
+    if calls is None:
+        return
+    if not isinstance(calls, list | tuple):
+        raise ConfigError(f"{where}: tool_calls is {type(calls).__name__}; allowed: a list")
+    for at, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, Mapping) else None
+        name = function.get("name") if isinstance(function, Mapping) else None
+        arguments = function.get("arguments") if isinstance(function, Mapping) else None
+        fine = isinstance(name, str) and isinstance(arguments, str | Mapping | None)
+        if not fine or not isinstance(call.get("id"), str | None):
+            raise ConfigError(
+                f"{where}: tool_calls[{at}] is {str(call)[:80]!r}; allowed: {_CALL}, its "
+                "arguments as JSON text or a mapping"
+            )
+        try:
+            json.dumps(arguments)
+        except (TypeError, ValueError, RecursionError):
+            raise ConfigError(f"{where}: the arguments of tool_calls[{at}] are not JSON") from None
 
 
 def described(
@@ -74,19 +103,22 @@ def with_text(messages: Sequence[Message]) -> list[Message]:
 def as_text(messages: Sequence[Message]) -> list[Message]:
     """Calls and results in words, for a template without a place for them."""
     out: list[Message] = []
+    names: dict[Any, str] = {}
     after_result = False
     for message in messages:
         calls = message.get("tool_calls")
         is_result = message["role"] == "tool"
         if is_result:
-            content = f"<tool_response>\n{message['content']}\n</tool_response>"
+            name = names.get(message.get("tool_call_id"), "the tool")
+            content = f"The result of {name}:\n{message['content']}"
             if after_result:  # results of one turn come together
-                out[-1] = {**out[-1], "content": f"{out[-1]['content']}\n{content}"}
+                out[-1] = {**out[-1], "content": f"{out[-1]['content']}\n\n{content}"}
             else:
                 out.append({"role": "user", "content": content})
         elif isinstance(calls, list | tuple) and calls:
             said = message.get("content") or ""
             written = "\n".join(_written(call) for call in calls)
+            names.update((call.get("id"), call["function"]["name"]) for call in calls)
             kept = {k: v for k, v in message.items() if k != "tool_calls"}
             out.append({**kept, "content": f"{said}\n{written}" if said else written})
         else:
@@ -99,9 +131,9 @@ def _function(tool: Tool) -> Any:
     return tool.raw.get("function", tool.raw)
 
 
-def _with_mapping(call: Any) -> Any:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+def _with_mapping(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = call["function"]
+    if not isinstance(function.get("arguments"), str):
         return call
     try:
         arguments = json.loads(function["arguments"])
@@ -112,10 +144,10 @@ def _with_mapping(call: Any) -> Any:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _written(call: Any) -> str:
-    function = call.get("function", call) if isinstance(call, Mapping) else {}
-    arguments = function.get("arguments")
+def _written(call: Mapping[str, Any]) -> str:
+    function = call["function"]
+    name = json.dumps(function["name"], ensure_ascii=False)
+    arguments = function.get("arguments") or {}
     if not isinstance(arguments, str):
-        arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
-    name = json.dumps(str(function.get("name", "")), ensure_ascii=False)
+        arguments = json.dumps(arguments, ensure_ascii=False)
     return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'

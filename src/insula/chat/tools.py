@@ -6,7 +6,7 @@ it has none that is known here, calls are written as Hermes does and the tools a
 system's message (`chat.tool_messages`), which is said in the report.
 
     hermes    <tool_call>\n{"name": …, "arguments": …}\n</tool_call>, one or more: Hermes 2 and 3,
-              Qwen 2.5 and 3, SmolLM3 (NousResearch/Hermes-Function-Calling)
+              Qwen 2.5 and 3 (NousResearch/Hermes-Function-Calling)
     llama3    {"name": …, "parameters": …}, one, perhaps after <|python_tag|>: Llama 3.1 to 3.3
               (llama.com, model cards and prompt formats)
     mistral   [TOOL_CALLS][{"name": …, "arguments": …}, …]: Mistral's tokenizers up to version 7
@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from insula.engine.grammars import TEXT, TEXT_WITHOUT_BRACE
 from insula.engine.request import Tokenizer
 from insula.errors import ConfigError, UnsupportedError
 
@@ -32,9 +33,6 @@ MAX_CALLS = 8
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _TOOL = '{"type": "function", "function": {"name": ..., "parameters": {a JSON schema}}}'
 _CHOICES = '"auto", "none", "required" or {"type": "function", "function": {"name": ...}}'
-
-#: Free text, and how llguidance writes it.
-TEXT = r"/(.|\n)*/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +158,10 @@ def _tool(at: int, tool: object) -> Tool:
             f"{where}: parameters is {type(parameters).__name__}; allowed is a JSON schema, a "
             "mapping"
         )
+    try:
+        json.dumps(tool)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: it is not JSON ({error}); allowed: {_TOOL}") from None
     if parameters.get("type", "object") != "object":
         raise ConfigError(
             f"{where}: its parameters are of type {parameters['type']!r:.40}; allowed: object"
@@ -244,7 +246,7 @@ def rules(form: CallFormat, allowed: Choice, tokenizer: Tokenizer) -> tuple[str,
     answer = "calls"
     if form.by_brace:
         lines.append("calls: listed" if control is None else f"calls: {opening}? listed")
-        talk, answer = r"/([ \t\n]*[^{ \t\n](.|\n)*)?/", "talk | calls"
+        talk, answer = TEXT_WITHOUT_BRACE, "talk | calls"
     elif control is not None:
         lines.append(f"calls: {opening} listed")
         talk, answer = TEXT, "talk calls | talk"

@@ -160,30 +160,23 @@ class _Words:
         self.bos_token_id = tokenizer.bos_id
         self.eos_token_id = min((i for i in tokenizer.eog_ids if i < n_vocab), default=None)
         self._before, self._mark = "", -1
-        if self._ids("a")[:1] != self._exact("a")[:1]:
+        if not self("a"):
             self._before = _BEFORE
             at = [i for i in self._ids(_BEFORE) if self.tokens[i] == _BEFORE.encode()]
             self._mark = at[-1] if at else -1
 
     def __call__(self, text: str) -> list[int]:
-        """Ids of a text that must follow. None: it then comes token by token, as it can."""
+        """Ids of a text that must follow; without any it comes token by token, as it can."""
         ids = self._ids(self._before + text)
         if self._before and self._mark in ids:
             ids = ids[ids.index(self._mark) + 1 :]
-        return self._exact_of(text, ids)
+        if any(i >= len(self.tokens) for i in ids):
+            return []
+        written = b"".join(self.tokens[i] for i in ids)
+        return ids if written == text.encode() else []
 
     def _ids(self, text: str) -> list[int]:
         try:
             return self._tokenizer.encode(text, add_special=False)
         except TokenizerError:
             return []
-
-    def _exact(self, text: str) -> list[int]:
-        return self._exact_of(text, self._ids(text))
-
-    def _exact_of(self, text: str, ids: list[int]) -> list[int]:
-        """The ids, if they are this text and nothing else."""
-        if any(i >= len(self.tokens) for i in ids):
-            return []
-        written = b"".join(self.tokens[i] for i in ids)
-        return ids if written == text.encode() else []

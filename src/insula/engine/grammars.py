@@ -49,8 +49,8 @@ _PLAIN = frozenset(
     "x-guidance".split()
 )
 _PLAIN_CHARACTERS = 64 << 10
-#: Regular expressions of our own making, which cost nothing.
-_PLAIN_REGEX = r"/(.|\n)*/"
+#: Free text in Lark; and such that does not begin with a brace. They cost nothing.
+TEXT, TEXT_WITHOUT_BRACE = r"/(.|\n)*/", r"/([ \t\n]*[^{ \t\n](.|\n)*)?/"
 _DATA = ("enum", "const", "default", "examples", "required", "x-guidance")
 _MAPS_OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
@@ -130,6 +130,12 @@ def source(constraint: Constraint, *, n_vocab: int) -> str:
     else:
         whole = {"grammars": [grammar(constraint)]}
     text = json.dumps(whole, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConstraintError(
+            f"the {constraint.kind} constraint holds half a surrogate pair, which no text has"
+        ) from None
     if not all(_is_plain(part) for part in whole["grammars"]):
         _tried(Constraint(kind="llguidance", text=text), n_vocab)
     return text
@@ -173,11 +179,13 @@ _SIGNS = (
 
 def _parsed(text: str, kind: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_no_number)
+        parsed = json.loads(text, parse_constant=_no_number)
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:
         raise ConstraintError(f"the {kind} constraint is not JSON: {error}") from None
+    _check_depth(parsed)
+    return parsed
 
 
 def _no_number(name: str) -> None:
@@ -186,7 +194,7 @@ def _no_number(name: str) -> None:
 
 def _check_depth(value: object) -> None:
     level: list[object] = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH + 4):  # what stands around a schema in a list of grammars, too
         level = [inner for outer in level for inner in _within(outer)]
         if not level:
             return
@@ -216,7 +224,8 @@ def _is_plain(part: Grammar) -> bool:
     if not isinstance(lark, str) or len(lark) > _PLAIN_CHARACTERS:
         return False
     # Strings first: what stands in them is no operator.
-    rest = re.sub(r'"(\\.|[^"\\])*"', "", lark.replace(_PLAIN_REGEX, ""))
+    own = lark.replace(TEXT, "").replace(TEXT_WITHOUT_BRACE, "")
+    rest = re.sub(r'"(\\.|[^"\\])*"', "", own)
     return not any(sign in rest for sign in "/&~%{")
 
 
@@ -242,11 +251,11 @@ def _check_enforced(schema: Mapping[str, Any]) -> None:
         if "additionalItems" in each:
             raise refused('Unimplemented keys: ["additionalItems"]')
         fewest, required = each.get("minProperties"), each.get("required")
-        named = len(required) if isinstance(required, list | tuple) else 0
+        named = len(set(map(str, required))) if isinstance(required, list | tuple) else 0
         # Names that `properties` does not list may come twice, and count once.
-        if isinstance(fewest, int) and fewest > max(1, named):
+        if isinstance(fewest, int | float) and fewest > max(1, named):
             raise ConstraintError(
-                f"the JSON schema's 'minProperties' of {fewest} cannot be enforced where not as "
+                f"the JSON schema's 'minProperties' of {fewest:g} cannot be enforced where not as "
                 "many are required by name; leave it out and check it afterwards",
                 keyword="minProperties",
             )
