@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from insula.chat.tools import Tool
+from insula.errors import ConfigError
 from insula.types import Message
 
 _DESCRIPTION = (
@@ -102,9 +103,19 @@ def _with_mapping(call: Any) -> Any:
 
 
 def _written(call: Any) -> str:
-    function = call.get("function", call) if isinstance(call, Mapping) else {}
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        raise ConfigError(
+            'messages: a call of a tool is no mapping; allowed: {"id": ..., "type": "function", '
+            '"function": {"name": ..., "arguments": ...}}'
+        )
     arguments = function.get("arguments")
     if not isinstance(arguments, str):
-        arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+        try:
+            arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"messages: the arguments of a call of a tool are not JSON: {error}"
+            ) from None
     name = json.dumps(str(function.get("name", "")), ensure_ascii=False)
     return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
