@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jsonschema
@@ -16,7 +17,7 @@ from insula.chat.calling import calling, held_to
 from insula.chat.reasoning import ReasoningFormat
 from insula.chat.tools import MAX_CALLS
 from insula.engine.constraint import Constraints
-from insula.errors import ConfigError, ConstraintError, UnsupportedError
+from insula.errors import ConfigError, ConstraintError, TemplateError, UnsupportedError
 from insula.types import Completion
 from tiny_chat_model import TEMPLATE, write_tiny
 
@@ -258,6 +259,15 @@ def test_the_same_question_has_the_same_calls(llm: LLM) -> None:
     assert {c.id for c in other.tool_calls}.isdisjoint(c.id for c in first.tool_calls)
 
 
+def _with(schema: object) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {"x": schema}}
+    return {"type": "function", "function": {"name": "a", "parameters": parameters}}
+
+
+CIRCLE: dict[str, Any] = {}
+CIRCLE["items"] = CIRCLE
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -277,6 +287,10 @@ def test_the_same_question_has_the_same_calls(llm: LLM) -> None:
             {"tools": [{"function": {"name": "a", "parameters": {"properties": {"b": {1, 2}}}}}]},
             "not JSON",
         ),
+        ({"tools": [_with({"enum": {1}})]}, r"tools\[0\]: it is not JSON: Object of type set"),
+        ({"tools": [_with({"const": float("nan")})]}, r"tools\[0\]: it is not JSON"),
+        ({"tools": [{**NOW, "strict": b"x"}]}, r"tools\[0\]: it is not JSON"),
+        ({"tools": [_with(CIRCLE)]}, r"tools\[0\]: it is not JSON: Circular"),
         ({"tools": TOOLS, "tool_choice": "always"}, "tool_choice: found 'always'"),
         ({"tools": TOOLS, "tool_choice": {"function": {"name": "then"}}}, "called 'then'"),
         ({"tool_choice": "required"}, "no tools"),
@@ -308,6 +322,27 @@ def test_what_is_no_tool(llm: LLM, options: dict[str, Any], message: str) -> Non
 def test_calls_that_are_none(llm: LLM, message: dict[str, Any], template: str | None) -> None:
     with pytest.raises(ConfigError, match=r"messages\[1\]"):
         llm.chat([user("a"), message], template=template, max_tokens=1)
+
+
+def test_tools_may_be_any_mappings(llm: LLM) -> None:
+    frozen = MappingProxyType({"type": "function", "function": MappingProxyType(NOW["function"])})
+    options: dict[str, Any] = {"tool_choice": "required", "max_tokens": 200, "seed": 1}
+    for template in (None, HERMES):
+        wanted = llm.chat([user("a")], tools=[NOW], template=template, **options)
+        found = llm.chat([user("a")], tools=[frozen], template=template, **options)
+        assert found.token_ids == wanted.token_ids
+        assert found.tool_calls == wanted.tool_calls != ()
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["now", {"function": "now"}, {"function": {"name": "now", "arguments": {"at": {1}}}}],
+)
+@pytest.mark.parametrize("template", [None, HERMES])
+def test_what_is_no_call_in_a_message(llm: LLM, template: str | None, call: object) -> None:
+    messages = [user("a"), {"role": "assistant", "content": "", "tool_calls": [call]}, user("b")]
+    with pytest.raises((ConfigError, TemplateError), match=r"call|function|Undefined"):
+        llm.chat(messages, template=template, max_tokens=1)
 
 
 def test_a_schema_that_cannot_be_held_is_refused(llm: LLM) -> None:

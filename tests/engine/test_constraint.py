@@ -9,15 +9,17 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
 
 from insula import LLM
+from insula.engine import constraint as constraint_module
 from insula.engine import grammars
-from insula.engine.constraint import MAX_COMPILED, Constraints
-from insula.errors import ConfigError, ConstraintError
+from insula.engine.constraint import MAX_COMPILED, MAX_COMPILED_CHARACTERS, Constraints
+from insula.errors import ConfigError, ConstraintError, EngineError
 from insula.types import Constraint
 from tiny_chat_model import write_tiny
 
@@ -191,6 +193,28 @@ def test_what_cannot_be_held_is_named(llm: LLM, schema: object, keyword: str) ->
 
 
 @pytest.mark.parametrize(
+    "schema", ['{"type": "object", "minProperties": 3}', '{"additionalItems": false}']
+)
+def test_a_schema_inside_another_grammar_is_no_way_around(llm: LLM, schema: str) -> None:
+    named = r"minProperties|additionalItems"
+    for constraint in (
+        Constraint(kind="lark", text=f'start: "%json {{" /a"/ // "\n | %json {schema} "b"'),
+        Constraint(kind="llguidance", text=f'{{"grammars": [{{"json_schema": {schema}}}]}}'),
+        Constraint(
+            kind="llguidance",
+            text=json.dumps({"grammars": [{"lark_grammar": f"start: %json{schema}"}]}),
+        ),
+    ):
+        with pytest.raises(ConstraintError, match=named) as caught:
+            llm.generate("A", constraint=constraint, max_tokens=3)
+        assert caught.value.keyword in named.split("|")
+    # What only looks like one is text.
+    text = json.dumps(f"%json {schema}")
+    said = llm.generate("A", grammar=f"start: {text}", max_tokens=60, seed=1)
+    assert said.text == json.loads(text)
+
+
+@pytest.mark.parametrize(
     ("constraint", "message"),
     [
         (Constraint(kind="json_schema", text="{"), "not JSON"),
@@ -198,7 +222,6 @@ def test_what_cannot_be_held_is_named(llm: LLM, schema: object, keyword: str) ->
         (Constraint(kind="json_schema", text="false"), "allows nothing"),
         (Constraint(kind="json_schema", text='{"const": NaN}'), "not JSON"),
         (Constraint(kind="json_schema", text=""), "is empty"),
-        (Constraint(kind="json_schema", text='{"const": "\\ud800"}'), "half a surrogate pair"),
         (Constraint(kind="llguidance", text="[" * 300 + "]" * 300), "nested too deeply"),
         (Constraint(kind="regex", text="(a"), "cannot be followed"),
         (Constraint(kind="regex", text="(?=a)b"), "look-around"),
@@ -207,6 +230,11 @@ def test_what_cannot_be_held_is_named(llm: LLM, schema: object, keyword: str) ->
         (Constraint(kind="llguidance", text="[]"), "grammars"),
         (Constraint(kind="lark", text="start: <|no_such_token|>"), "cannot be followed"),
         (Constraint(kind="json_schema", text='{"$ref": "#"}'), "no answer of this model"),
+        (Constraint(kind="llguidance", text='{"grammars": ["a"]}'), "a grammar is str"),
+        (Constraint(kind="regex", text="a\ud800"), r"lone surrogate \('\\ud800'\)"),
+        (Constraint(kind="json_schema", text='{"const": "\\ud800"}'), "lone surrogate"),
+        (Constraint(kind="gbnf", text=r'root ::= "\uD800"'), r"no character U\+D800"),
+        (Constraint(kind="gbnf", text=r'root ::= "\UFFFFFFFF"'), r"no character U\+FFFFFFFF"),
         (Constraint(kind="yaml", text="a"), "allowed"),  # type: ignore[arg-type]
         ("a", "Constraint"),
     ],
@@ -242,6 +270,13 @@ BOMBS = {
                 ]
             }
         ),
+    ),
+    "deep in a list of grammars": Constraint(
+        kind="llguidance",
+        text='{"grammars": [{"json_schema": ' + '{"items":' * 400 + "{}" + "}" * 400 + "}]}",
+    ),
+    "deep in Lark": Constraint(
+        kind="lark", text="start: %json " + '{"items":' * 20_000 + "{}" + "}" * 20_000
     ),
     "prime": Constraint(kind="json_schema", text='{"type": "integer", "multipleOf": 9999991}'),
     "and not": Constraint(
@@ -288,6 +323,31 @@ def test_the_cache_is_bounded(llm: LLM) -> None:
         constraints.matcher(Constraint(kind="json_schema", text=json.dumps({"const": at})))
         assert len(constraints) <= MAX_COMPILED
     assert len(constraints) == MAX_COMPILED
+
+
+def test_the_cache_is_bounded_in_memory_too(llm: LLM) -> None:
+    """Long texts make large grammars: a few are kept, and the last one always."""
+    constraints = Constraints(llm.tokenizer, n_vocab=llm.model_info.n_vocab)
+    for at in range(5):
+        values = [f"{at}-{i:05}" for i in range(20_000)]
+        text = json.dumps({"enum": values})
+        constraints.matcher(Constraint(kind="json_schema", text=text))
+        assert 1 <= len(constraints) <= MAX_COMPILED_CHARACTERS // len(text)
+    assert len(constraints) == MAX_COMPILED_CHARACTERS // len(text)
+
+
+def test_a_constraint_that_takes_too_long_ends_by_itself(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All other requests would wait for it."""
+    options: dict[str, Any] = {"max_tokens": 20, "seed": 1, "ignore_eos": True}
+    grammar = "start: a\na: /[a-z ]/ | a a | a a a"
+    assert llm.generate("A", grammar=grammar, **options).finish_reason == "length"
+    with monkeypatch.context() as patched:
+        patched.setattr(constraint_module, "SECONDS", -1.0)  # so that no clock decides
+        with pytest.raises(EngineError, match="0 tokens of it took"):
+            llm.generate("A", grammar=grammar, **options)
+    assert llm.generate("A", response_format=held({"const": 1}), max_tokens=9).text == "1"
 
 
 def test_plain_schemas_need_no_trial() -> None:

@@ -8,6 +8,8 @@ import pytest
 from insula import LLM, _native
 from insula.engine.runner import NativeRunner, matrices
 from insula.engine.whole_numbers import BLOCK, MOST, WHOLE_NUMBERS, kept_as, whole_numbers
+from insula.errors import EngineError, FormatError
+from insula.formats.gguf import GGUFFile
 from insula.models.load import open_model
 from insula.ops.reference import forward
 from tiny_encoder import write_encoder
@@ -31,6 +33,15 @@ def test_a_value_is_off_by_half_a_step_at_most() -> None:
     off = np.abs(values(kept, *matrix.shape) - matrix)
     assert (off <= 0.501 * step).all()
     assert (values(kept, *matrix.shape)[3, 64:128] == 0).all()
+
+
+def test_large_matrices_are_worked_on_in_parts() -> None:
+    """The parts join: each row is what it is alone."""
+    rng = np.random.default_rng(1)
+    matrix = rng.normal(size=(1100, 512)).astype(np.float32)
+    kept = whole_numbers(matrix).reshape(len(matrix), -1)
+    for row in (0, 1023, 1024, 1099):
+        np.testing.assert_array_equal(kept[row], whole_numbers(matrix[row : row + 1]))
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +81,34 @@ def test_mapped_weights_give_the_same_bits(encoder, tmp_path, monkeypatch) -> No
     texts = ["the cat sat on a mat", "dogs"]
     with LLM(encoder) as one, LLM(encoder, weights="mmap") as other:
         np.testing.assert_array_equal(one.embed(texts).vectors, other.embed(texts).vectors)
+
+
+def with_value(encoder, path, tensor: str, value: float):
+    """A copy of the model in which one number is another."""
+    path.write_bytes(encoder.read_bytes())
+    with GGUFFile.open(path) as gguf:
+        offset = gguf.info(tensor).offset
+    with path.open("r+b") as file:
+        file.seek(offset + 4 * 70)  # in the second row of 64
+        file.write(np.float32(value).tobytes())
+    return path
+
+
+@pytest.mark.parametrize("weights", ["memory", "mmap"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_refused(encoder, tmp_path, monkeypatch, weights, value) -> None:
+    """Rounded it would be some number, and the vectors wrong without a sign of it."""
+    monkeypatch.setenv("INSULA_HOME", str(tmp_path))
+    for tensor in ("blk.0.attn_q.weight", "blk.0.ffn_up.weight", "blk.1.ffn_down.weight"):
+        broken = with_value(encoder, tmp_path / "broken.gguf", tensor, value)
+        with pytest.raises(FormatError, match=f"^broken.gguf: the tensor {tensor} holds a NaN"):
+            LLM(broken, weights=weights)
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_vectors_that_are_no_numbers_are_an_error(encoder, tmp_path, engine) -> None:
+    broken = with_value(encoder, tmp_path / "broken.gguf", "token_embd.weight", np.nan)
+    with LLM(broken, engine=engine) as llm:
+        with pytest.raises(EngineError, match="hold a NaN"):
+            llm.embed([[1]])  # whose row it is
+        assert np.isfinite(llm.embed([[5, 6]]).vectors).all()

@@ -113,7 +113,8 @@ def call_format(template: str) -> CallFormat | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Tool:
-    """One function. schema: of its arguments, always an object's. raw: as the caller wrote it."""
+    """One function. schema: of its arguments, always an object's. raw: as the caller wrote it, in
+    plain JSON."""
 
     name: str
     schema: Mapping[str, Any]
@@ -142,9 +143,10 @@ def _tool(at: int, tool: object) -> Tool:
         raise ConfigError(
             f"{where}: found {type(tool).__name__}; each is a mapping such as {_TOOL}"
         )
-    function = tool.get("function")
-    if tool.get("type", "function") != "function" or not isinstance(function, Mapping):
-        raise ConfigError(f"{where}: found type {tool.get('type')!r:.40}; allowed: {_TOOL}")
+    plain = _plain(where, tool)
+    function = plain.get("function")
+    if plain.get("type", "function") != "function" or not isinstance(function, Mapping):
+        raise ConfigError(f"{where}: found type {plain.get('type')!r:.40}; allowed: {_TOOL}")
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.match(name):
         raise ConfigError(
@@ -158,15 +160,27 @@ def _tool(at: int, tool: object) -> Tool:
             f"{where}: parameters is {type(parameters).__name__}; allowed is a JSON schema, a "
             "mapping"
         )
-    try:
-        json.dumps(tool)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: it is not JSON ({error}); allowed: {_TOOL}") from None
     if parameters.get("type", "object") != "object":
         raise ConfigError(
             f"{where}: its parameters are of type {parameters['type']!r:.40}; allowed: object"
         )
-    return Tool(name=name, schema={"type": "object", **parameters}, raw=tool)
+    return Tool(name=name, schema={"type": "object", **parameters}, raw=plain)
+
+
+def _plain(where: str, tool: Mapping[str, Any]) -> Any:
+    """The tool as JSON has it, for templates and grammars."""
+    try:
+        return json.loads(json.dumps(tool, default=_as_dict, allow_nan=False))
+    except RecursionError:
+        raise ConfigError(f"{where}: it is nested too deeply") from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: it is not JSON: {error}") from None
+
+
+def _as_dict(value: object) -> dict[Any, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 @dataclass(frozen=True, kw_only=True)

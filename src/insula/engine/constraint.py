@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,13 @@ from insula.types import Constraint
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-#: Compiled grammars that are kept; one takes some hundred kilobytes.
-MAX_COMPILED = 64
+#: Compiled grammars that are kept, and the characters of their texts together: one takes some
+#: hundred kilobytes, one of a long text up to 400 bytes a character.
+MAX_COMPILED, MAX_COMPILED_CHARACTERS = 64, 512 << 10
+
+#: Processor time that following a constraint may take: all requests wait for each other's. JSON
+#: takes less than a millisecond a token; a grammar of many meanings takes longer for each one.
+SECONDS, SECONDS_PER_TOKEN = 1.0, 0.02
 
 #: Where a vocabulary puts a space before a text's first word, this stands before it: one byte that
 #: joins no other.
@@ -43,7 +49,7 @@ class Constraints:
         self._n_vocab = n_vocab
         self._lock = threading.Lock()
         self._vocabulary: LLTokenizer | None = None
-        self._compiled: OrderedDict[bytes, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[bytes, tuple[LLMatcher, int]] = OrderedDict()
 
     def __len__(self) -> int:
         """How many compiled grammars are kept."""
@@ -60,16 +66,19 @@ class Constraints:
         name = f"{constraint.kind}\0{constraint.text}"
         key = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()
         with self._lock:
-            made = self._compiled.get(key)
+            made, _ = self._compiled.get(key, (None, 0))
             if made is not None:
                 self._compiled.move_to_end(key)
         if made is None:
             made = self._compile(constraint)
             with self._lock:
-                self._compiled[key] = made
-                while len(self._compiled) > MAX_COMPILED:
+                self._compiled[key] = made, len(constraint.text)
+                while len(self._compiled) > MAX_COMPILED or self._is_too_long():
                     self._compiled.popitem(last=False)
         return Matcher(made.deep_copy(), self._n_ids)
+
+    def _is_too_long(self) -> bool:
+        return sum(length for _, length in self._compiled.values()) > MAX_COMPILED_CHARACTERS
 
     def _compile(self, constraint: Constraint) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
@@ -98,6 +107,7 @@ class Matcher:
         self._native = native
         self._mask = np.zeros((n_ids + 31) // 32, dtype=np.uint32)
         self._bytes = self._mask.nbytes
+        self._seconds, self._tokens = 0.0, 0
 
     @property
     def ended(self) -> bool:
@@ -118,11 +128,16 @@ class Matcher:
 
     def accept(self, token_id: int) -> None:
         """The token was chosen. Raises EngineError."""
+        began = time.thread_time()
         self._native.consume_token(token_id)
+        self._seconds += time.thread_time() - began
+        self._tokens += 1
         self._check()
 
     def _fill(self) -> None:
+        began = time.thread_time()
         self._native.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._bytes)
+        self._seconds += time.thread_time() - began
 
     def _check(self) -> None:
         if self._native.is_error():
@@ -133,6 +148,12 @@ class Matcher:
                     "other characters, or take another model"
                 )
             raise EngineError(f"the constraint became too complex to follow: {why}")
+        if self._seconds > SECONDS + SECONDS_PER_TOKEN * self._tokens:
+            raise EngineError(
+                f"the constraint became too complex to follow: {self._tokens} tokens of it took "
+                f"{self._seconds:.1f} s of processor time; write it with fewer ways to read the "
+                "same text"
+            )
 
 
 def _vocabulary(tokenizer: Tokenizer, n_vocab: int) -> LLTokenizer:

@@ -159,7 +159,10 @@ class EmbeddingEngine:
     # -- ids to vectors -----------------------------------------------------------------------
 
     def run(self, sequences: Sequence[Ids], stop: Stop | None = None) -> F32:
-        """Vectors [n, D], or a head's scores [n, L]. stop is asked before each step."""
+        """Vectors [n, D], or a head's scores [n, L]. stop is asked before each step.
+
+        Raises EngineError if it says so, and where one of them is no number.
+        """
         pooling = self.need_pooling()
         width = self.n_out if pooling.head is None else len(self._weights[pooling.head.out])
         out = np.empty((len(sequences), width), dtype=np.float32)
@@ -172,6 +175,11 @@ class EmbeddingEngine:
             for i, rows in zip(batch, wanted, strict=True):
                 out[i] = pooled(pooling, hidden[at : at + len(rows)], self._weights.__getitem__)
                 at += len(rows)
+            if not np.isfinite(out[batch]).all():
+                raise EngineError(
+                    "the model's vectors hold a NaN or an infinity; the model file or its numerics "
+                    "are broken"
+                )
         return out
 
     def states(self, sequences: Sequence[Ids]) -> list[F32]:

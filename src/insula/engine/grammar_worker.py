@@ -83,6 +83,8 @@ def _lark(gbnf: str) -> str:
         # The converter drops zeros of a code; only signs of the notation must stay escaped.
         if code is None or int(code, 16) < 0x80:
             return escape.group()
+        if 0xD800 <= int(code, 16) < 0xE000 or int(code, 16) > 0x10FFFF:
+            raise ValueError(f"there is no character U+{code.upper()}")
         return chr(int(code, 16))
 
     try:

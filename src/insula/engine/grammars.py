@@ -51,6 +51,10 @@ _PLAIN = frozenset(
 _PLAIN_CHARACTERS = 64 << 10
 #: Free text in Lark; and such that does not begin with a brace. They cost nothing.
 TEXT, TEXT_WITHOUT_BRACE = r"/(.|\n)*/", r"/([ \t\n]*[^{ \t\n](.|\n)*)?/"
+#: A schema's beginning in Lark, or what may hold the same signs and is none.
+_JSON_IN_LARK = re.compile(
+    r'(?P<json>%json\s*)|"(?:\\.|[^"\\\n])*"|/(?!/)(?:\\.|[^/\\\n])+/|(?://|\#)[^\n]*'
+)
 _DATA = ("enum", "const", "default", "examples", "required", "x-guidance")
 _MAPS_OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
@@ -76,6 +80,7 @@ def checked(constraint: object) -> Constraint:
             f"the {constraint.kind} constraint has {len(constraint.text)} characters; allowed: "
             f"{MAX_CHARACTERS}"
         )
+    _check_characters(constraint.text, constraint.kind)
     if not constraint.text.strip() and constraint.kind not in ("json_object", "regex"):
         raise ConstraintError(f"the {constraint.kind} constraint is empty")
     return constraint
@@ -103,7 +108,7 @@ def grammar(constraint: Constraint) -> Grammar:
 
 
 def schema_grammar(schema: Any) -> Grammar:
-    """The grammar of what a JSON schema allows."""
+    """The grammar of what a JSON schema allows; `source` sees whether it can be enforced."""
     if schema is True:
         schema = {}
     if not isinstance(schema, Mapping):
@@ -114,7 +119,6 @@ def schema_grammar(schema: Any) -> Grammar:
             "the JSON schema sets x-guidance, which is set here; leave it out", keyword="x-guidance"
         )
     _check_depth(schema)
-    _check_enforced(schema)
     return {"json_schema": {**schema, "x-guidance": dict(JSON_OPTIONS)}}
 
 
@@ -127,15 +131,22 @@ def source(constraint: Constraint, *, n_vocab: int) -> str:
         whole = _parsed(constraint.text, "llguidance")
         if not isinstance(whole, Mapping) or not isinstance(whole.get("grammars"), list):
             raise ConstraintError('the llguidance constraint needs a list of "grammars"')
+        for part in whole["grammars"]:
+            if not isinstance(part, Mapping):
+                raise ConstraintError(
+                    f"the llguidance constraint: a grammar is {type(part).__name__}; allowed is "
+                    'an object with "lark_grammar" or "json_schema"'
+                )
     else:
         whole = {"grammars": [grammar(constraint)]}
-    text = json.dumps(whole, ensure_ascii=False)
+    for schema in _written_schemas(whole["grammars"]):
+        _check_depth(schema)
+        _check_enforced(schema)
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ConstraintError(
-            f"the {constraint.kind} constraint holds half a surrogate pair, which no text has"
-        ) from None
+        text = json.dumps(whole, ensure_ascii=False)
+    except RecursionError:
+        raise _too_deep() from None
+    _check_characters(text, constraint.kind)
     if not all(_is_plain(part) for part in whole["grammars"]):
         _tried(Constraint(kind="llguidance", text=text), n_vocab)
     return text
@@ -190,6 +201,37 @@ def _parsed(text: str, kind: str) -> Any:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _check_characters(text: str, kind: str) -> None:
+    """Raises ConstraintError for what no answer can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConstraintError(
+            f"the {kind} constraint has a lone surrogate ({text[error.start]!a}), which no UTF-8 "
+            "can hold"
+        ) from None
+
+
+def _written_schemas(parts: list[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The schemas of grammars, those within Lark (%json) among them."""
+    for part in parts:
+        if isinstance(part.get("json_schema"), Mapping):
+            yield part["json_schema"]
+        lark = part.get("lark_grammar")
+        at = 0
+        while isinstance(lark, str) and (found := _JSON_IN_LARK.search(lark, at)):
+            at = found.end()
+            if found["json"]:
+                try:
+                    schema, at = json.JSONDecoder().raw_decode(lark, at)
+                except RecursionError:
+                    raise _too_deep() from None
+                except ValueError:  # llguidance says what is wrong with it
+                    continue
+                if isinstance(schema, Mapping):
+                    yield schema
 
 
 def _check_depth(value: object) -> None:

@@ -105,6 +105,8 @@ class NativeRunner:
                 f"there is not enough memory for {n_pages} pages beside the weights; "
                 "ask for a smaller context (n_ctx) or a smaller model"
             ) from None
+        except FormatError:  # names the file
+            raise
         except ValueError as error:
             raise FormatError(f"{gguf.path.name}: {error}") from None
         self.n_pages = n_pages
