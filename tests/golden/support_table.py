@@ -24,6 +24,7 @@ from insula.models.convert_rules import RULES
 from insula.models.export_ways import WAYS
 from insula.models.registry import ARCHITECTURES
 from models.test_export import FOLDERS
+from models.test_packed4_architectures import PACKED, REFUSED
 from oracle.test_llamacpp_goldens import COMPARED, ENCODERS, ONLY_OURS
 
 PAGE = Path(__file__).parents[2] / "docs/models.md"
@@ -87,9 +88,8 @@ def _versions(names: list[str]) -> str:
     return ", ".join(sorted(found))
 
 
-def _packed(arch: str) -> str:
-    changed = [r for r in RULES.values() if r.arch == arch and r.change is not None]
-    return "no" if changed else "yes"
+def _packed(names: list[str]) -> str:
+    return "refused" if set(names) & REFUSED else "same values" if set(names) <= set(PACKED) else ""
 
 
 def _llamacpp(names: list[str], off: dict[str, float]) -> str:
@@ -117,7 +117,7 @@ def rows(folder: Path) -> list[str]:
             _power([off["native"][name] for name in names]),
             ", ".join(sorted(n for n, rules in RULES.items() if rules.arch == arch)),
             f"{', '.join(sorted(ways))}: {_power(out)}" if ways and out else "refused",
-            _packed(arch),
+            _packed(names),
             _llamacpp(names, off["llamacpp"]),
             REAL[arch][0] if arch in REAL else "never",
         ]
