@@ -7,7 +7,8 @@ goes in and out, the goldens' files who made them, support.json how far off each
 RECORD is the file of a test run with INSULA_RECORD (`record`); its lines replace those kept:
 
     INSULA_RECORD=build/record.jsonl python -m pytest tests/models/test_goldens.py \
-        tests/models/test_export.py tests/oracle/test_llamacpp_goldens.py
+        tests/models/test_export.py tests/oracle/test_llamacpp_goldens.py \
+        tests/backends/test_goldens_elsewhere.py -m "slow or not slow"
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends.test_goldens_elsewhere import GENERATING
 from golden import golden
 from insula.formats.gguf import GGUFFile
 from insula.models.convert_rules import RULES
@@ -40,7 +42,8 @@ REAL = {
 
 COLUMNS = (
     *("name", "goldens", "of transformers", "native, off by", "folders in"),
-    *("folders out, off by", "GPTQ, AWQ in", "llama.cpp", "published weights"),
+    *("folders out, off by", "GPTQ, AWQ in", "llama.cpp", "on Insula's backends"),
+    "published weights",
 )
 
 
@@ -57,6 +60,8 @@ CLAIMS = (
     Claim(name="native", limit=1e-3, goldens=frozenset(golden.NAMES)),
     Claim(name="folder", limit=2e-5, goldens=frozenset(FOLDERS)),
     Claim(name="llamacpp", limit=5e-4, goldens=frozenset(COMPARED)),
+    Claim(name="on transformers", limit=1e-3, goldens=frozenset(GENERATING)),
+    Claim(name="on llamacpp", limit=0.05, goldens=frozenset(COMPARED)),
 )
 
 
@@ -103,6 +108,18 @@ def _llamacpp(names: list[str], off: dict[str, float]) -> str:
     return "; ".join(parts)
 
 
+def _backends(names: list[str], off: dict[str, dict[str, float]]) -> str:
+    """The backends beside the native one on which tests run all or some of these."""
+    parts = []
+    for backend in ("transformers", "llamacpp"):
+        there = [name for name in names if name in off[f"on {backend}"]]
+        rest = len(names) - len(there)
+        if there:
+            some = f" ({len(there)} of {len(names)})" if rest else ""
+            parts.append(f"{backend}: {_power([off[f'on {backend}'][n] for n in there])}{some}")
+    return ", ".join(parts) or "none"
+
+
 def rows(folder: Path) -> list[str]:
     """The block between the markers."""
     off = kept()
@@ -119,6 +136,7 @@ def rows(folder: Path) -> list[str]:
             f"{', '.join(sorted(ways))}: {_power(out)}" if ways and out else "refused",
             _packed(names),
             _llamacpp(names, off["llamacpp"]),
+            _backends(names, off),
             REAL[arch][0] if arch in REAL else "never",
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -113,6 +113,8 @@ def examine(file: Path, name: str | None, copy: Path | None, progress: Progress 
     model all parts. Without a copy the manifest means the file where it is.
     """
     path = places.expanded(file)
+    if path.is_dir():
+        raise UnsupportedError(text("hub.import_folder", path=path))
     if not path.is_file():
         raise NotFoundError(text("hub.no_such_file", path=path))
     arrival.check_gguf(path, str(path))

@@ -323,7 +323,8 @@ def rules_of(config: Config) -> Rules:
     if rules is None:
         raise UnsupportedError(
             f"config.json names the architecture {names!r}; the converter knows "
-            f"{', '.join(sorted(RULES))}"
+            f"{', '.join(sorted(RULES))}; of the others those that generate text run from their "
+            "folder as they are, with the extra train: insula run FOLDER"
         )
     return rules
 

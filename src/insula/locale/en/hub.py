@@ -62,6 +62,7 @@ TEXTS = {
     "status_closed": "{url} is not open to you (status {status}); Insula has no account there",
     "status_gone": "{url} does not exist (status {status}); check the name",
     "not_gguf": "{name} is not a GGUF file; give one that is, or make one of a Hugging Face folder with insula convert",
+    "import_folder": "{path} is a folder; write its model as one file first: insula convert {path} model.gguf",
     "lone_part": "{name} is one of the {count} parts of a split model and was given alone; put all of them into one folder under their original names (…-00001-of-…) and import any of them",
     "needs_name": "{path} has a name that cannot be a model's; give it one with --name",
     "name_taken": "{name} means another model here already; choose another name, or add --force to replace it",

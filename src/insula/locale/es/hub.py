@@ -62,6 +62,7 @@ TEXTS = {
     "status_closed": "{url} no está abierto para ti (estado {status}); Insula no tiene cuenta allí",
     "status_gone": "{url} no existe (estado {status}); revisa el nombre",
     "not_gguf": "{name} no es un fichero GGUF; da uno que lo sea, o haz uno de una carpeta de Hugging Face con insula convert",
+    "import_folder": "{path} es una carpeta; escribe antes su modelo como un solo fichero: insula convert {path} model.gguf",
     "lone_part": "{name} es una de las {count} partes de un modelo dividido y se ha dado sola; pon todas en una carpeta con sus nombres originales (…-00001-of-…) e importa cualquiera de ellas",
     "needs_name": "{path} tiene un nombre que no puede ser el de un modelo; dale uno con --name",
     "name_taken": "{name} ya significa otro modelo aquí; elige otro nombre, o añade --force para reemplazarlo",
