@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from golden import tiny_tokenizer
+from golden import golden, tiny_tokenizer
 from insula import LLM
 from insula.errors import ConfigError, ContextOverflowError, InsulaError, UnsupportedError
 from insula.models.convert import convert
+from insula.models.export import export
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch", reason="torch is not installed: a CPU build will do")
@@ -223,3 +224,10 @@ class TestRefusals:
         with pytest.raises(InsulaError) as info:
             LLM(bad)
         assert "\n" not in str(info.value)
+
+
+def test_a_folder_that_generates_nothing_says_what_would_run_it(tmp_path: Path) -> None:
+    folder = tmp_path / "sentiment"
+    export(golden.load("distilbert").write(tmp_path), folder)
+    with pytest.raises(UnsupportedError, match=r"DistilBertConfig is of none.*insula convert"):
+        LLM(folder)

@@ -372,3 +372,55 @@ def test_thoughts_stay_where_the_template_wants_them() -> None:
     assert text == (
         "[user]Hello, you.[assistant]A[user]Hello, you. /no_think[assistant]\n<think></think>\n"
     )
+
+
+def nested_eq(depth: int) -> str:
+    value = ".System"
+    for _ in range(depth):
+        value = f'(eq {value} "a" "b")' if value == ".System" else f"(eq {value} true false)"
+    return "{{ if " + value + " }}x{{ end }}{{ .Prompt }}"
+
+
+def test_comparisons_within_comparisons_stay_small() -> None:
+    """The first operand is compared with each of the others; it is written once, so that no
+    template can make one of a gigabyte out of a line."""
+    sizes = [len(translated(nested_eq(depth))) for depth in (8, 9, 40)]
+    per_level = sizes[1] - sizes[0]
+    assert sizes[2] == sizes[0] + 32 * per_level
+    assert rendered('{{ if eq .System "a" "b" }}x{{ end }}{{ .Prompt }}', USER) == "Hello, you."
+    for system, wanted in (("a", "x"), ("b", "x"), ("c", "")):
+        asked = [{"role": "system", "content": system}, *USER]
+        source = '{{ if eq .System "a" "b" }}x{{ end }}{{ .Prompt }}'
+        assert rendered(source, asked) == wanted + "Hello, you."
+    assert rendered(nested_eq(3), SYSTEM) == "xHello, you."
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ .System" + ".a" * 30000 + " }}",
+        "{{ if .Tools" + ".a" * 30000 + " }}x{{ end }}{{ .Prompt }}",
+        "{{ .System" + "|json" * 20000 + " }}",
+        "{{ .System" + "|not" * 1000 + " }}",
+    ],
+)
+def test_what_is_nested_too_deeply_is_refused(source: str) -> None:
+    with pytest.raises(TemplateError, match="nested too deeply"):
+        translated(source)
+    template, notes = usable(source)
+    assert template is None
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "match"),
+    [
+        ("{{ .Prompt }}{{ break }}", "break where no range is open"),
+        ("{{ range .Messages }}{{ else }}{{ continue }}{{ end }}", "continue where no range"),
+        ("{{ range .Messages }}a{{ else if .System }}b{{ end }}", "'if' after else"),
+        ("{{ if .System }}a{{ end .System }}{{ .Prompt }}", "'end .System', which is not read"),
+    ],
+)
+def test_what_go_refuses_is_refused(source: str, match: str) -> None:
+    with pytest.raises(TemplateError, match=match):
+        translated(source)

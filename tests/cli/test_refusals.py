@@ -190,3 +190,7 @@ def test_a_folder_that_cannot_be_converted(insula: Insula, tmp_path: Path) -> No
     line = failed(insula("convert", str(folder), "out.gguf"), 1)
     assert "MambaForCausalLM" in line
     assert "LlamaForCausalLM" in line
+    assert "extra train" in line
+    line = failed(insula("import", str(folder)), 1)
+    assert "insula convert" in line
+    assert "no file" in failed(insula("import", str(tmp_path / "none.gguf")), 1)

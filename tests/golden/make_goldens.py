@@ -375,6 +375,14 @@ CASES = {
         seed=27,
         model="AutoModelForSequenceClassification",
     ),
+    "distilbert": Case(
+        config="DistilBertConfig",
+        settings={"num_hidden_layers": 2, "max_position_embeddings": 64, "hidden_size": 32}
+        | {"hidden_dim": 96, "id2label": {0: "NEGATIVE", 1: "POSITIVE"}},
+        n_tokens=40,
+        seed=30,
+        model="AutoModelForSequenceClassification",
+    ),
     "nomic-bert": Case(
         config="NomicBertConfig",
         settings={"num_hidden_layers": 2, "max_position_embeddings": 128, "pad_token_id": 0},

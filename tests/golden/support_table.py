@@ -7,7 +7,8 @@ goes in and out, the goldens' files who made them, support.json how far off each
 RECORD is the file of a test run with INSULA_RECORD (`record`); its lines replace those kept:
 
     INSULA_RECORD=build/record.jsonl python -m pytest tests/models/test_goldens.py \
-        tests/models/test_export.py tests/oracle/test_llamacpp_goldens.py
+        tests/models/test_export.py tests/oracle/test_llamacpp_goldens.py \
+        tests/backends/test_goldens_elsewhere.py -m "slow or not slow"
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends.test_goldens_elsewhere import GENERATING
 from golden import golden
 from insula.formats.gguf import GGUFFile
 from insula.models.convert_rules import RULES
 from insula.models.export_ways import WAYS
 from insula.models.registry import ARCHITECTURES
 from models.test_export import FOLDERS
+from models.test_packed4_architectures import PACKED, REFUSED
 from oracle.test_llamacpp_goldens import COMPARED, ENCODERS, ONLY_OURS
 
 PAGE = Path(__file__).parents[2] / "docs/models.md"
@@ -39,7 +42,8 @@ REAL = {
 
 COLUMNS = (
     *("name", "goldens", "of transformers", "native, off by", "folders in"),
-    *("folders out, off by", "GPTQ, AWQ in", "llama.cpp", "published weights"),
+    *("folders out, off by", "GPTQ, AWQ in", "llama.cpp", "on Insula's backends"),
+    "published weights",
 )
 
 
@@ -56,6 +60,8 @@ CLAIMS = (
     Claim(name="native", limit=1e-3, goldens=frozenset(golden.NAMES)),
     Claim(name="folder", limit=2e-5, goldens=frozenset(FOLDERS)),
     Claim(name="llamacpp", limit=5e-4, goldens=frozenset(COMPARED)),
+    Claim(name="on transformers", limit=1e-3, goldens=frozenset(GENERATING)),
+    Claim(name="on llamacpp", limit=0.05, goldens=frozenset(COMPARED)),
 )
 
 
@@ -87,9 +93,8 @@ def _versions(names: list[str]) -> str:
     return ", ".join(sorted(found))
 
 
-def _packed(arch: str) -> str:
-    changed = [r for r in RULES.values() if r.arch == arch and r.change is not None]
-    return "no" if changed else "yes"
+def _packed(names: list[str]) -> str:
+    return "refused" if set(names) & REFUSED else "same values" if set(names) <= set(PACKED) else ""
 
 
 def _llamacpp(names: list[str], off: dict[str, float]) -> str:
@@ -101,6 +106,18 @@ def _llamacpp(names: list[str], off: dict[str, float]) -> str:
     if not same and not apart and set(names) <= set(ENCODERS):
         parts.append("no logits to compare")
     return "; ".join(parts)
+
+
+def _backends(names: list[str], off: dict[str, dict[str, float]]) -> str:
+    """The backends beside the native one on which tests run all or some of these."""
+    parts = []
+    for backend in ("transformers", "llamacpp"):
+        there = [name for name in names if name in off[f"on {backend}"]]
+        rest = len(names) - len(there)
+        if there:
+            some = f" ({len(there)} of {len(names)})" if rest else ""
+            parts.append(f"{backend}: {_power([off[f'on {backend}'][n] for n in there])}{some}")
+    return ", ".join(parts) or "none"
 
 
 def rows(folder: Path) -> list[str]:
@@ -117,8 +134,9 @@ def rows(folder: Path) -> list[str]:
             _power([off["native"][name] for name in names]),
             ", ".join(sorted(n for n, rules in RULES.items() if rules.arch == arch)),
             f"{', '.join(sorted(ways))}: {_power(out)}" if ways and out else "refused",
-            _packed(arch),
+            _packed(names),
             _llamacpp(names, off["llamacpp"]),
+            _backends(names, off),
             REAL[arch][0] if arch in REAL else "never",
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -149,7 +149,7 @@ def test_files_that_are_no_models(tmp_path):
     with pytest.raises(ConfigError, match="--name"):
         pull(str(tmp_path / "ünï.gguf"))
     with pytest.raises(NotFoundError):
-        take_file(tmp_path, None, ModelStore(), None)
+        take_file(tmp_path / "none.gguf", None, ModelStore(), None)
     assert ModelStore().scan() == ([], [])
 
 
@@ -207,3 +207,18 @@ def test_wheels_that_are_none(index, quick, name, kind):
     with pytest.raises(kind):
         pull(name, retry=quick)
     assert ModelStore().scan() == ([], [])
+
+
+def test_a_folder_is_converted_first(tmp_path):
+    with pytest.raises(UnsupportedError, match=r"is a folder.*insula convert"):
+        take_file(tmp_path, "m:1", ModelStore(), None)
+
+
+def test_files_from_before_gguf_are_known(hub, tmp_path, quick):
+    file = tmp_path / "old.bin"
+    file.write_bytes(b"tjgg" + bytes(100))
+    hub.blobs["old.gguf"] = file.read_bytes()
+    for asked in (str(file), f"{hub.cdn}/old.gguf"):
+        with pytest.raises(UnsupportedError, match=r"GGJT, the format before GGUF.*insula pull"):
+            pull(asked, retry=quick)
+    assert not [path for path in ModelStore().root.rglob("*") if path.is_file()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -260,3 +261,31 @@ def test_what_a_link_cannot_be_made_of(files, tmp_path, monkeypatch) -> None:
     first.unlink()
     assert store.path(manifest).is_symlink()
     assert answer("a:1")
+
+
+def test_a_part_by_itself_is_no_model(hub, files, tmp_path, quick) -> None:
+    """Under a name that does not say so, too; it could not run from the store."""
+    lone = tmp_path / "renamed.gguf"
+    lone.write_bytes(files[0].read_bytes())
+    hub.blobs["renamed.gguf"] = lone.read_bytes()
+    store = ModelStore()
+    for in_place in (False, True):
+        with pytest.raises(UnsupportedError, match=r"one of the 3 parts.*original names"):
+            take_file(lone, None, store, None, in_place=in_place)
+    with pytest.raises(UnsupportedError, match="one of the 3 parts"):
+        pull(f"{hub.cdn}/renamed.gguf", retry=quick)
+    hub.add_to_registry("library/part:latest", [("model", lone.read_bytes())])
+    with pytest.raises(UnsupportedError, match="one of the 3 parts"):
+        pull("ollama.com/library/part:latest", retry=quick)
+    assert store.scan() == ([], [])
+
+
+def test_a_bundle_of_one_part_is_refused(whole, files, tmp_path) -> None:
+    store = ModelStore(tmp_path / "one")
+    held = take_file(files[0], "m:1", store, None)
+    store.add(replace(held, layers=()))  # as one who makes bundles by hand could
+    bundle.export(["m:1"], tmp_path / "m.tar", store=store)
+    other = ModelStore(tmp_path / "other")
+    with pytest.raises(UnsupportedError, match="one of the 3 parts"):
+        bundle.take(tmp_path / "m.tar", store=other)
+    assert other.scan() == ([], [])

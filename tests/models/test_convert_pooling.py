@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from golden import golden
+from insula import LLM
 from insula.errors import FormatError, UnsupportedError
 from insula.formats.gguf import GGUFFile
+from insula.formats.gguf_writer import GGUFWriter
 from insula.models.convert import convert
+from insula.models.export import export
 from insula.models.registry import build_graph
+from insula.ops.pooling import scores
 from tiny_encoder import save_folder
 
 
@@ -101,3 +109,49 @@ def test_configs_that_change_the_maths(tmp_path, changes, says):
     (folder / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(UnsupportedError, match=says):
         metadata(folder)
+
+
+def distilbert(tmp_path, out: str, **changes: object) -> Path:
+    """The golden's file, with metadata of its own, or without a key that is None."""
+    source = golden.load("distilbert").write(tmp_path)
+    with GGUFFile.open(source) as file:
+        writer = GGUFWriter(tmp_path / out)
+        for key in file.metadata:
+            if key not in changes:
+                writer.add_raw(key, *file.raw_metadata(key))
+        for key, value in changes.items():
+            if value is not None:
+                writer.add(key, value)
+        for info in file.tensors.values():
+            writer.add_tensor(info.name, file.data(info.name), info.type, shape=info.shape)
+        writer.write()
+    return tmp_path / out
+
+
+ACT = "bert.classifier.activation"
+
+
+def test_distilberts_head(tmp_path):
+    """A ReLU, also in a file of another converter, which has no key for it."""
+    case = golden.load("distilbert")
+    for out, changes in (("ours.gguf", {}), ("other.gguf", {ACT: None})):
+        path = distilbert(tmp_path, out, **changes)
+        with LLM(path) as llm:
+            assert set(llm.classify(["a"])[0]) == {"NEGATIVE", "POSITIVE"}
+        with GGUFFile.open(path) as file:
+            head = build_graph(file).pooling.head
+            assert head.act == "relu"
+            found = scores(head, case.logits[0], file.dequantize)
+            np.testing.assert_allclose(found, case.scores, atol=1e-4)
+            other = scores(replace(head, act="tanh"), case.logits[0], file.dequantize)
+            assert np.abs(other - found).max() > 0.01
+
+
+def test_activations_that_a_head_has_not(tmp_path):
+    with pytest.raises(UnsupportedError, match=r"'elu'.*tanh, relu"):
+        LLM(distilbert(tmp_path, "elu.gguf", **{ACT: "elu"}), engine="native")
+    with pytest.raises(UnsupportedError, match="'tanh'; a checkpoint of its kind has 'relu'"):
+        export(distilbert(tmp_path, "tanh.gguf", **{ACT: "tanh"}), tmp_path / "folder")
+    eps = "bert.attention.layer_norm_epsilon"
+    with pytest.raises(UnsupportedError, match=r"would come back as 9\.99"):
+        export(distilbert(tmp_path, "eps.gguf", **{eps: np.float32(1e-5)}), tmp_path / "folder")

@@ -32,7 +32,7 @@ ONLY_OURS = {
     "starcoder2-window": "it leaves starcoder2's window out",
 }
 #: They give no logits.
-ENCODERS = {"bert", "bert-labels", "xlm-roberta", "nomic-bert", "qwen3-embedding"}
+ENCODERS = {"bert", "bert-labels", "distilbert", "xlm-roberta", "nomic-bert", "qwen3-embedding"}
 COMPARED = sorted(set(golden.NAMES) - set(ONLY_OURS) - ENCODERS)
 
 

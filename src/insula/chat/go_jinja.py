@@ -138,7 +138,13 @@ _SCALARS = ("text", "number", "truth")
 
 def translated(source: str) -> str:
     """The template as Jinja. Raises TemplateError that names what has no translation."""
-    nodes = go.parse(source)
+    try:
+        return _translated(go.parse(source))
+    except RecursionError:
+        raise TemplateError("the template is nested too deeply") from None
+
+
+def _translated(nodes: tuple[go.Node, ...]) -> str:
     names = {name.lower() for name in _names(nodes)}
     if "messages" in names:
         body = _Writer(_WITH_MESSAGES).whole(nodes)
@@ -410,7 +416,10 @@ class _Writer:
         if "absent" in {value.kind for value in given}:
             same = all(value.kind == "absent" for value in given)
             return _constant(same if name == "eq" else not same)
-        code = " or ".join(f"{first.code} {_COMPARISONS[name]} {other.code}" for other in others)
+        if len(others) > 1:  # each code once: repeated, nested ones would double with every level
+            among = ", ".join(other.code for other in others)
+            return _Value(code=f"({first.code} in [{among}])", kind="truth")
+        code = f"{first.code} {_COMPARISONS[name]} {others[0].code}"
         return _Value(code=f"({code})", kind="truth")
 
 

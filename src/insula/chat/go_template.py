@@ -203,6 +203,7 @@ class _Parser:
     def __init__(self, pieces: Sequence[str | list[_Token]]) -> None:
         self._pieces = pieces
         self._at = 0
+        self._ranges = 0
 
     def whole(self) -> tuple[Node, ...]:
         nodes, end = self._list(0)
@@ -223,10 +224,14 @@ class _Parser:
                 continue
             word = piece[0].text if piece and piece[0].kind == "word" else ""
             if word in ("else", "end"):
+                if word == "end" and len(piece) > 1:
+                    raise _Line(piece).wrong()
                 return tuple(nodes), piece
             if word in ("define", "block", "template"):
                 raise TemplateError(f"the template uses {word!r}, which is not read here")
             if word in ("break", "continue") and len(piece) == 1:
+                if not self._ranges:
+                    raise TemplateError(f"the template has {word} where no range is open")
                 nodes.append(Leave(kind=word))
             elif word in ("if", "range", "with"):
                 nodes.append(self._branch(word, piece[1:], depth))
@@ -236,13 +241,15 @@ class _Parser:
 
     def _branch(self, kind: str, head: list[_Token], depth: int) -> Branch:
         pipeline = _Line(head).pipeline(several=kind == "range")
+        self._ranges += kind == "range"
         body, end = self._list(depth + 1)
+        self._ranges -= kind == "range"
         otherwise: tuple[Node, ...] = ()
         if not end:
             raise TemplateError(f"the template's {kind} has no end")
         if end[0].text == "else":
             if len(end) > 1:  # else if, else with: one end closes both
-                if end[1].text not in ("if", "with"):
+                if end[1].text not in ("if", "with") or kind == "range":
                     raise TemplateError(f"the template has {end[1].text!r} after else")
                 return Branch(
                     kind=kind,
@@ -275,10 +282,10 @@ class _Line:
                     break
             declares = mark == ":="
             if mark not in (":=", "=") or len(names) > (2 if several else 1) or "" in names:
-                raise self._wrong()
+                raise self.wrong()
         value = self._value(0)
         if self._at < len(self._tokens):
-            raise self._wrong()
+            raise self.wrong()
         return Pipeline(value=value, names=tuple(names), declares=declares)
 
     def _value(self, depth: int) -> Expression:
@@ -306,7 +313,7 @@ class _Line:
             assert word is not None
             return Call(name=word.text, arguments=tuple(operands))
         if len(operands) != 1:
-            raise self._wrong()
+            raise self.wrong()
         return operands[0]
 
     def _operand(self, depth: int) -> Expression:
@@ -316,7 +323,7 @@ class _Line:
         if token.text == "(":
             value = self._value(depth + 1)
             if self._peek() != ")":
-                raise self._wrong()
+                raise self.wrong()
             self._at += 1
         elif token.kind == "field":
             value = Field(of=Dot(), name=token.text[1:])
@@ -335,7 +342,7 @@ class _Line:
         elif token.kind == "word":
             value = Call(name=token.text, arguments=())
         else:
-            raise self._wrong()
+            raise self.wrong()
         while self._at < len(self._tokens):
             following = self._tokens[self._at]
             if following.kind != "field" or not following.glued:
@@ -349,11 +356,11 @@ class _Line:
 
     def _take(self, kind: str) -> _Token:
         if self._at >= len(self._tokens) or self._tokens[self._at].kind != kind:
-            raise self._wrong()
+            raise self.wrong()
         self._at += 1
         return self._tokens[self._at - 1]
 
-    def _wrong(self) -> TemplateError:
+    def wrong(self) -> TemplateError:
         shown = " ".join(token.text for token in self._tokens)[:80]
         return TemplateError(f"the template has the action {shown!r}, which is not read here")
 

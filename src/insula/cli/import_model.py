@@ -10,7 +10,7 @@ import typer
 
 from insula.cli.output import say, say_json, size
 from insula.cli.transfers import TransferDisplay
-from insula.errors import ConfigError, NotFoundError
+from insula.errors import ConfigError
 from insula.hub import bundle
 from insula.hub.create import new_name
 from insula.hub.pull_file import take_file
@@ -30,8 +30,6 @@ def import_model(
 ) -> None:
     """The command."""
     store = ModelStore()
-    if not file.is_file():
-        raise NotFoundError(text("hub.no_such_file", path=file))
     whole = bundle.is_bundle(file)
     if whole and (name is not None or in_place):
         raise ConfigError(text("store.bundle_has_names"))

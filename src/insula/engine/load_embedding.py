@@ -6,8 +6,6 @@ pages are only for one step.
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from insula.engine.context import PAGE_TOKENS, kv_bytes_per_token
 from insula.engine.embedding import (
     STEP_KV_BYTES,
@@ -86,14 +84,14 @@ def engine_for(
     """The engine; a head's tensors are read from the file now."""
     pooling = model.graph.pooling
     head = pooling.head if pooling is not None else None
-    names = [] if head is None else [getattr(head, f.name) for f in fields(head)]
+    names = () if head is None else head.tensors
     return EmbeddingEngine(
         runner,
         model.tokenizer,
         pooling,
         n_ctx=n_ctx,
         n_out=model.graph.n_out,
-        weights={n: model.gguf.dequantize(n) for n in names if isinstance(n, str)},
+        weights={n: model.gguf.dequantize(n) for n in names},
         reason=reason,
         notes=notes,
     )

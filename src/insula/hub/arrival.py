@@ -1,7 +1,7 @@
 """The last steps of every way into the store: is it here already, fetch what is not, add, tell.
 
-Holds the two checks that no way may leave out: that a file is a GGUF file, and that a name which
-insula.lock pins still means what was pinned.
+Holds the checks that no way may leave out: that a file is a GGUF file and a whole model, and that a
+name which insula.lock pins still means what was pinned.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from insula.errors import FormatError, NotFoundError
+from insula.errors import FormatError, InsulaError, NotFoundError, UnsupportedError
+from insula.formats.gguf import GGUFFile
+from insula.formats.identify import refusal
 from insula.hub import lockfile
 from insula.hub.download import fetch, transfer
 from insula.hub.manifest import Manifest
@@ -55,10 +57,29 @@ def done(progress: Progress | None, manifest: Manifest) -> None:
 
 
 def check_gguf(path: Path, name: str) -> None:
-    """Raise FormatError for a file that does not begin as a GGUF file does."""
+    """Raise FormatError for a file that does not begin as a GGUF file does, UnsupportedError for
+    one of a kind that is known and never read."""
     with path.open("rb") as file:
-        if file.read(4) != MAGIC:
-            raise FormatError(text("hub.not_gguf", name=name))
+        head = file.read(64)
+    if not head.startswith(MAGIC):
+        known = refusal(head, Path(name))
+        raise (
+            known
+            if isinstance(known, UnsupportedError)
+            else FormatError(text("hub.not_gguf", name=name))
+        )
+
+
+def refuse_part(path: Path, name: str) -> None:
+    """Raise UnsupportedError for a part of a split model that comes alone, so that no name means
+    what cannot run."""
+    try:
+        with GGUFFile.open(path, allow_split=True) as file:
+            count = file.split_count
+    except InsulaError:  # what else is wrong with it, running it says
+        return
+    if count != 1:
+        raise UnsupportedError(text("hub.lone_part", name=name, count=count))
 
 
 def bring(
@@ -94,7 +115,9 @@ def bring(
         if manifest.sha256 in files:
             try:
                 check_gguf(files[manifest.sha256], manifest.name)
-            except FormatError:
+                if len(manifest.parts) == 1:
+                    refuse_part(files[manifest.sha256], manifest.name)
+            except (FormatError, UnsupportedError):
                 files[manifest.sha256].unlink()
                 raise
         store.add(manifest, layers=files)

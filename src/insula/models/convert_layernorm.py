@@ -21,7 +21,7 @@ from insula.models.convert_config import (
     rotated_part,
 )
 
-#: What GPT-2, Falcon and Nomic's own code call what others call so.
+#: What GPT-2, Falcon, DistilBERT and Nomic's own code call what others call so.
 _OTHER_NAMES = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
@@ -32,12 +32,18 @@ _OTHER_NAMES = {
     "layer_norm_epsilon": "layer_norm_eps",
     "norm_epsilon": "layer_norm_eps",
     "rotary_emb_base": "rope_theta",
+    "dim": "hidden_size",
+    "hidden_dim": "intermediate_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
 }
 
 
 def usual(config: Config) -> dict[str, Any]:
     """The config under the usual names; where it has both, its own names count."""
     renamed = {_OTHER_NAMES[key]: value for key, value in config.items() if key in _OTHER_NAMES}
+    if config.get("model_type") == "distilbert":  # in its code, not in config.json
+        renamed["layer_norm_eps"] = 1e-12
     return {**config, **renamed}
 
 
@@ -82,6 +88,7 @@ def metadata(arch: str, config: Config) -> dict[str, Any]:
             meta["use_parallel_residual"] = bool(config.get("use_parallel_residual"))
         case "bert":
             only(config, "hidden_act", "gelu")
+            only(config, "activation", "gelu")
             only(config, "position_embedding_type", "absolute")
             only(config, "is_decoder", False)
             meta["context_length"] -= first_position(config)

@@ -37,6 +37,8 @@ def metadata(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             )
         names = labels(config)
         meta: dict[str, Any] = {"pooling_type": NUMBERS["rank"]}
+        if config.get("model_type") == "distilbert":
+            meta["classifier.activation"] = "relu"
         return meta | ({"classifier.output_labels": names} if names else {})
     path = folder / "modules.json"
     if not path.exists():

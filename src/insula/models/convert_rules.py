@@ -235,6 +235,26 @@ BERT_HEAD = replace(
 ROBERTA_HEAD = replace(
     BERT, outer={**_BERT_OUTER, "classifier.dense": "cls", "classifier.out_proj": "cls.output"}
 )
+_DISTIL_OUTER = {k: v for k, v in _BERT_OUTER.items() if v != "token_types"}
+DISTILBERT = replace(
+    BERT,
+    layer=r"(?:transformer\.)?layer",
+    outer=_DISTIL_OUTER,
+    block={
+        "attention.q_lin": "attn_q",
+        "attention.k_lin": "attn_k",
+        "attention.v_lin": "attn_v",
+        "attention.out_lin": "attn_output",
+        "sa_layer_norm": "attn_output_norm",
+        "ffn.lin1": "ffn_up",
+        "ffn.lin2": "ffn_down",
+        "output_layer_norm": "layer_output_norm",
+    },
+    left_out=_BERT_LEFT_OUT,
+)
+DISTILBERT_HEAD = replace(
+    DISTILBERT, outer={**_DISTIL_OUTER, "pre_classifier": "cls", "classifier": "cls.output"}
+)
 NOMIC_BERT = Rules(
     arch="nomic-bert",
     layer=r"(?:encoder\.)?layers",
@@ -289,6 +309,8 @@ RULES: Mapping[str, Rules] = MappingProxyType(
         "BertForSequenceClassification": BERT_HEAD,
         "RobertaForSequenceClassification": ROBERTA_HEAD,
         "XLMRobertaForSequenceClassification": ROBERTA_HEAD,
+        "DistilBertModel": DISTILBERT,
+        "DistilBertForSequenceClassification": DISTILBERT_HEAD,
         "NomicBertModel": NOMIC_BERT,
     }
 )
@@ -301,14 +323,16 @@ def rules_of(config: Config) -> Rules:
     if rules is None:
         raise UnsupportedError(
             f"config.json names the architecture {names!r}; the converter knows "
-            f"{', '.join(sorted(RULES))}"
+            f"{', '.join(sorted(RULES))}; of the others those that generate text run from their "
+            "folder as they are, with the extra train: insula run FOLDER"
         )
     return rules
 
 
 #: What stands before the names that `Rules` know.
 _PREFIX = re.compile(
-    r"(language_model\.)?(model\.|transformer\.|bert\.|roberta\.|nomic_bert\.)?(language_model\.)?"
+    r"(language_model\.)?(model\.|transformer\.|bert\.|roberta\.|distilbert\.|nomic_bert\.)?"
+    r"(language_model\.)?"
 )
 
 

@@ -47,6 +47,13 @@ _OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
     "starcoder2": {"layer_norm_eps": "norm_epsilon"},
 }
 
+_DISTIL = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "intermediate_size": "hidden_dim",
+    "num_attention_heads": "n_heads",
+}
+
 
 def config(arch: str, said: Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """A config.json's settings, without rotary ones. shapes: of the file's tensors.
@@ -81,6 +88,9 @@ def config(arch: str, said: Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict
             found["partial_rotary_factor"] = rotated / stated
             found["qk_layernorm"] = "blk.0.attn_q_norm.weight" in shapes
             found["use_parallel_residual"] = "blk.0.ffn_norm.weight" not in shapes
+        case "bert" if "token_types.weight" not in shapes:  # DistilBERT, with names of its own
+            found = {_DISTIL.get(key, key): value for key, value in found.items()}
+            found["activation"] = "gelu"
         case "bert" | "nomic-bert":
             found["hidden_act"] = "gelu" if arch == "bert" else "silu"
             if "token_types.weight" not in shapes:

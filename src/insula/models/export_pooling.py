@@ -28,6 +28,13 @@ def labels(own: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dic
             "the file's head has not both cls.weight and cls.output.weight; a checkpoint's "
             "classifier has two layers"
         )
+    wanted = "tanh" if "token_types.weight" in shapes else "relu"
+    act = own.get("classifier.activation", wanted)
+    if act != wanted:
+        raise UnsupportedError(
+            f"the file's head has the activation {str(act)[:60]!r}; a checkpoint of its kind "
+            f"has {wanted!r}"
+        )
     count = shapes["cls.output.weight"][0]
     given = own.get("classifier.output_labels")
     names = [str(name) for name in given] if given is not None else []

@@ -245,6 +245,23 @@ WAYS: Mapping[str, Way] = MappingProxyType(
             outer={"cls.output": "classifier"},
             biases=_BERT_BIASES,
         ),
+        "bert, one type": Way(
+            name="DistilBertModel",
+            kind="distilbert",
+            rules=rules_for.DISTILBERT,
+            prefix="",
+            layer="transformer.layer",
+            biases=_BERT_BIASES,
+        ),
+        "bert, one type, rank": Way(
+            name="DistilBertForSequenceClassification",
+            kind="distilbert",
+            rules=rules_for.DISTILBERT_HEAD,
+            prefix="distilbert.",
+            layer="transformer.layer",
+            outer={"cls": "pre_classifier", "cls.output": "classifier"},
+            biases=_BERT_BIASES,
+        ),
         "nomic-bert": Way(
             name="NomicBertModel",
             kind="nomic_bert",
@@ -265,8 +282,9 @@ def way_of(meta: Mapping[str, Any], names: Collection[str]) -> Way:
         key += ", experts"
     elif arch == "qwen3" and meta.get("qwen3.pooling_type"):
         key += ", pooled"
-    elif arch == "bert" and TYPES.get(meta.get("bert.pooling_type", 0)) == "rank":
-        key += ", rank"
+    elif arch == "bert":
+        key += "" if "token_types.weight" in names else ", one type"
+        key += ", rank" if TYPES.get(meta.get("bert.pooling_type", 0)) == "rank" else ""
     elif arch == "falcon" and "blk.0.attn_norm_2.weight" in names:
         key += ", two norms"
     way = WAYS.get(key)

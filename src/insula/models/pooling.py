@@ -2,7 +2,8 @@
 
 Keys and tensors as llama.cpp's (gguf-py, Keys.LLM.POOLING_TYPE and enum PoolingType; cls, cls.out).
 GGUF has no key for the normalization of vectors nor for the longest text that sentence-transformers
-cuts at: `pooling.normalize` and `pooling.max_tokens` are ours. Where they are missing vectors are
+cuts at, nor for a head's activation: `pooling.normalize`, `pooling.max_tokens` and
+`classifier.activation` are ours. Where they are missing vectors are
 normalized, as llama.cpp and gpt4all do, and a text may fill the context.
 """
 
@@ -12,11 +13,15 @@ from types import MappingProxyType
 
 from insula.errors import FormatError, UnsupportedError
 from insula.models.checkpoint import OTHER_BACKEND, Checkpoint
-from insula.ops.graph import Head, Pooling, PoolingKind
+from insula.ops.graph import Head, HeadActivation, Pooling, PoolingKind
 
 #: `<arch>.pooling_type`; 0: none.
 TYPES: MappingProxyType[int, PoolingKind] = MappingProxyType(
     {1: "mean", 2: "cls", 3: "last", 4: "rank"}
+)
+#: `<arch>.classifier.activation`, after a head's first layer.
+ACTIVATIONS: MappingProxyType[str, HeadActivation] = MappingProxyType(
+    {"tanh": "tanh", "relu": "relu"}
 )
 
 
@@ -47,6 +52,15 @@ def from_checkpoint(ckpt: Checkpoint, *, n_embd: int, head: bool = False) -> Poo
 
 def _head(ckpt: Checkpoint, n_embd: int) -> Head:
     labels = ckpt.texts("classifier.output_labels")
+    # Only DistilBERT has no token types; files of other converters do not say what its head has.
+    usual = "tanh" if ckpt.holds("token_types.weight") else "relu"
+    act = ckpt.text("classifier.activation", usual)
+    if act not in ACTIVATIONS:
+        raise UnsupportedError(
+            f"{ckpt.arch}.classifier.activation is {act[:60]!r}; the native engine knows "
+            f"{', '.join(ACTIVATIONS)}",
+            backend="native",
+        )
     n_out = ckpt.shape("cls.output.weight")[0]
     if labels and len(labels) != n_out:
         raise FormatError(
@@ -58,5 +72,6 @@ def _head(ckpt: Checkpoint, n_embd: int) -> Head:
         out_bias=ckpt.optional("cls.output.bias", n_out),
         dense=ckpt.optional("cls.weight", n_embd, n_embd),
         dense_bias=ckpt.optional("cls.bias", n_embd),
+        act=ACTIVATIONS[act],
         labels=labels,
     )

@@ -247,17 +247,25 @@ class KVSlot:
 
 #: mean: of all rows. cls: the first row. last: the last one. rank: the first row through `Head`.
 PoolingKind = Literal["mean", "cls", "last", "rank"]
+HeadActivation = Literal["tanh", "relu"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """scores = out(tanh(dense(row))); without dense: out(row). Tensor names; labels: of scores."""
+    """scores = out(act(dense(row))); without dense: out(row). Tensor names; labels: of scores."""
 
     out: str
     out_bias: str | None = None
     dense: str | None = None
     dense_bias: str | None = None
+    act: HeadActivation = "tanh"
     labels: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of those that there are."""
+        names = (self.out, self.out_bias, self.dense, self.dense_bias)
+        return tuple(name for name in names if name is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,11 +37,11 @@ def pooled(pooling: Pooling, rows: F32, weight: Callable[[str], F32]) -> F32:
 
 
 def scores(head: Head, x_D: F32, weight: Callable[[str], F32]) -> F32:
-    """out(tanh(dense(x))) [L], as BERT's pooler and RoBERTa's head do it."""
+    """out(act(dense(x))) [L]: tanh in BERT's pooler and RoBERTa's head, relu in DistilBERT's."""
     if head.dense is not None:
         x_D = weight(head.dense) @ x_D
         if head.dense_bias is not None:
             x_D = x_D + weight(head.dense_bias)
-        x_D = np.tanh(x_D)
+        x_D = np.tanh(x_D) if head.act == "tanh" else np.maximum(x_D, 0)
     y: F32 = weight(head.out) @ x_D
     return y if head.out_bias is None else y + weight(head.out_bias)

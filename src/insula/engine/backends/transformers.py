@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import threading
 import time
 import weakref
@@ -395,6 +396,13 @@ def _failures(path: Path) -> Iterator[None]:
             raise UnsupportedError(
                 f"the {NAME} backend cannot open {path}: the checkpoint brings code of its own, "
                 "which is never run",
+                backend=NAME,
+            ) from None
+        if kind := re.match(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>", said):
+            raise UnsupportedError(
+                f"the {NAME} backend cannot open {path}: it takes models that generate text one "
+                f"token after the other, and {kind[1]} is of none; an encoder gives vectors, "
+                f"rankings or labels as a GGUF file: insula convert {path} model.gguf",
                 backend=NAME,
             ) from None
         if isinstance(error, json.JSONDecodeError):
