@@ -157,7 +157,7 @@ def save_folder(
     return folder
 
 
-def write_encoder(path: Path, **options) -> Path:
-    """The same as a GGUF file, F32."""
-    convert(save_folder(path.parent / f"{path.stem}-folder", **options), path, dtype="f32")
+def write_encoder(path: Path, *, dtype: str = "f32", **options) -> Path:
+    """The same as a GGUF file."""
+    convert(save_folder(path.parent / f"{path.stem}-folder", **options), path, dtype=dtype)
     return path

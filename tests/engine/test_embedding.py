@@ -14,9 +14,6 @@ from insula.models.registry import build_graph
 from insula.ops.reference import forward
 from tiny_encoder import CLS, SEP, TOKENS, WIDTH, write_encoder
 
-#: The native engine multiplies float matrices as whole numbers (engine/whole_numbers.py).
-OFF = {"native": 1e-3, "reference": 1e-4}
-
 TEXTS = ["the cat sat on a mat", "The sun is hot", "dogs", "cats running? a dog ran. " * 6]
 
 
@@ -66,7 +63,7 @@ def test_the_pooling_that_the_file_states(llm, paths, name, engine):
         wanted = {"mean": rows.mean(axis=0), "cls": rows[0], "last": rows[-1]}[name]
         if name != "cls":
             wanted = wanted / np.linalg.norm(wanted)
-        np.testing.assert_allclose(vector, wanted, atol=OFF[engine] * max(1, np.abs(wanted).max()))
+        np.testing.assert_allclose(vector, wanted, atol=1e-4)
 
 
 def test_a_vector_does_not_depend_on_its_batch(llm):
@@ -148,7 +145,7 @@ def test_ranks_by_the_heads_score_of_the_pair(llm, paths, engine):
         row = hidden(paths["rank"], [*first, *second], types)[0]
         row = np.tanh(head["cls.weight"] @ row + head["cls.bias"])
         wanted = head["cls.output.weight"] @ row + head["cls.output.bias"]
-        np.testing.assert_allclose(score, wanted[0], atol=OFF[engine])
+        np.testing.assert_allclose(score, wanted[0], atol=1e-4)
 
 
 def test_only_documents_are_cut_beside_a_query(llm):

@@ -46,7 +46,7 @@ def test_large_matrices_are_worked_on_in_parts() -> None:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    return write_encoder(tmp_path_factory.mktemp("encoder") / "m.gguf")
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "m.gguf", dtype="f16")
 
 
 def test_only_what_products_alone_read_is_kept_so(encoder) -> None:
@@ -76,6 +76,12 @@ def test_hidden_states_are_those_of_floats_to_a_thousandth(encoder, isa) -> None
     assert 0 < off < 1e-3 * np.abs(wanted).max()
 
 
+def test_float32_stays_exact(tmp_path) -> None:
+    with open_model(write_encoder(tmp_path / "f32.gguf")) as model:
+        types = kept_as(model.graph, model.gguf, matrices(model.graph), whole=True)
+    assert WHOLE_NUMBERS not in types.values()
+
+
 def test_mapped_weights_give_the_same_bits(encoder, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("INSULA_HOME", str(tmp_path))
     texts = ["the cat sat on a mat", "dogs"]
@@ -88,9 +94,10 @@ def with_value(encoder, path, tensor: str, value: float):
     path.write_bytes(encoder.read_bytes())
     with GGUFFile.open(path) as gguf:
         offset = gguf.info(tensor).offset
+        assert gguf.info(tensor).type.name == "F16"
     with path.open("r+b") as file:
-        file.seek(offset + 4 * 70)  # in the second row of 64
-        file.write(np.float32(value).tobytes())
+        file.seek(offset + 2 * 70)  # in the second row of 64
+        file.write(np.float16(value).tobytes())
     return path
 
 

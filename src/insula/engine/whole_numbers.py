@@ -1,4 +1,4 @@
-"""Float weights as whole numbers: what the kernels multiply twice as fast as floats.
+"""Weights of 16-bit floats as whole numbers: what the kernels multiply twice as fast as floats.
 
 In blocks of 64 along a row, int16 of at most 4095 with a float32 scale; inputs likewise, of at most
 8191, so that a block's sum is an exact int32 (native/kernels/layout.h). Values that are far smaller
@@ -24,7 +24,7 @@ from insula.ops.graph import Graph, Linear
 WHOLE_NUMBERS = 0x10000
 
 BLOCK, MOST = 64, 4095
-_FLOATS = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
+_FLOATS = (GGMLType.F16, GGMLType.BF16)
 _KEPT = np.dtype([("q", "<i2", BLOCK), ("scale", "<f4")])
 #: Blocks that are worked on at once: what this takes beside the matrix is a few megabytes.
 _AT_ONCE = 1 << 13
@@ -32,7 +32,9 @@ _AT_ONCE = 1 << 13
 
 def kept_as(graph: Graph, gguf: GGUFFile, names: list[str], *, whole: bool) -> dict[str, int]:
     """The type in which each tensor of `names` is packed: the file's; or, if `whole`, whole numbers
-    for float matrices that only products read and whose rows are blocks of 64."""
+    for matrices of 16-bit floats that only products read and whose rows are blocks of 64. Float32
+    is a wish for exactness.
+    """
     types = {name: int(gguf.info(name).type) for name in names}
     if whole:
         linear = {op.weight for op in graph.ops if isinstance(op, Linear)}
